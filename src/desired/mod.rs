@@ -1,0 +1,122 @@
+//! What should exist: the validated manifests of all sources, each source complete or not.
+//!
+//! A source that is not complete never lets a VM count as absent: an unreadable folder, a file whose VM names cannot be
+//! read or a first listing still under way may hide any VM of its source.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::VmName;
+use crate::spec::Vm;
+
+/// The manifests of all sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Every source by its name.
+    pub sources: BTreeMap<SourceName, SourceState>,
+    /// Every declaration of each VM, ordered by origin. More than one is a conflict, which `plan` settles since it knows
+    /// which of them is in force.
+    pub vms: BTreeMap<VmName, Vec<Declaration>>,
+    /// Device and inode of each image named by a valid declaration, where it could be read: two paths may lead to one file.
+    pub images: BTreeMap<PathBuf, FileId>,
+    /// Everything wrong with any manifest, ordered by place.
+    pub problems: Vec<Problem>,
+}
+
+/// The name of a source of manifests.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SourceName(pub String);
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What is known of one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceState {
+    /// Why something of it may be missing from [`Desired::vms`]; empty: it is complete.
+    pub incomplete: Vec<String>,
+    /// The folder that was listed; `None` when there is none.
+    pub root: Option<FileId>,
+    /// Whether it declares no VM at all, validly or not.
+    pub empty: bool,
+}
+
+impl SourceState {
+    /// Whether a VM that it does not declare is truly absent from it.
+    pub fn is_complete(&self) -> bool {
+        self.incomplete.is_empty()
+    }
+}
+
+/// A file or folder by what the kernel calls it, which survives renames and sees through links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FileId {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+/// Where a declaration stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    /// The source it belongs to.
+    pub source: SourceName,
+    /// The file, relative to the source's root.
+    pub path: PathBuf,
+    /// Line of the document's start, from 1.
+    pub line: u64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+/// One document that declares a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declaration {
+    /// Where it stands.
+    pub origin: Origin,
+    /// The VM, or everything that is wrong with its document. Then the VM keeps its last good spec.
+    pub vm: Result<Arc<Vm>, Vec<Problem>>,
+}
+
+/// One thing that is wrong with a manifest: what, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The file, relative to its source's root; for `stead validate` as the user named it.
+    pub path: PathBuf,
+    /// Line and column from 1; `None` when the file as a whole is meant.
+    pub place: Option<(u64, u64)>,
+    /// What was found and what was expected.
+    pub message: String,
+    /// What to do, such as the nearest known field name.
+    pub hint: Option<String>,
+    /// The line it stands on.
+    pub snippet: Option<String>,
+}
+
+impl Problem {
+    /// `FILE:LINE:COLUMN: message (hint)` in one line, for logs and conditions.
+    pub fn one_line(&self) -> String {
+        let mut line = self.path.display().to_string();
+        if let Some((row, column)) = self.place {
+            line += &format!(":{row}:{column}");
+        }
+        line += &format!(": {}", self.message);
+        if let Some(hint) = &self.hint {
+            line += &format!(" ({hint})");
+        }
+        line
+    }
+}

@@ -1,0 +1,14 @@
+//! stead keeps one Linux host's microVMs as its manifests declare them.
+//!
+//! ```text
+//! manifests/*.yaml ──► desired ──┐
+//!                                ├──► plan (pure) ──► act ──► handles.json, ledger.json ──► status
+//! host, vmm (read) ──► observed ─┘                     │
+//!                                                      └──► host, vmm (write)
+//! ```
+//!
+//! [`reconcile`] draws this picture in code. The rooms:
+
+pub mod desired;
+pub mod names;
+pub mod spec;
