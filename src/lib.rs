@@ -10,5 +10,10 @@
 //! [`reconcile`] draws this picture in code. The rooms:
 
 pub mod desired;
+pub mod host;
 pub mod names;
+pub mod observed;
+pub mod plan;
 pub mod spec;
+pub mod state;
+pub mod time;

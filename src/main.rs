@@ -1,1 +1,2 @@
-fn main(){}
+//! The `stead` command.
+fn main() {}

@@ -357,7 +357,8 @@ mod tests {
         let id = uid.process_id(Incarnation(7));
         assert!(id.len() <= 64);
         assert_eq!(uid.incarnation_in(&id), Some(Incarnation(7)));
-        for not_ours in [uid.to_string(), format!("{uid}-"), format!("{uid}-07"), format!("{uid}-+7"), format!("x{id}")] {
+        for not_ours in [uid.to_string(), format!("{uid}-"), format!("{uid}-07"), format!("{uid}-+7"), format!("x{id}")]
+        {
             assert_eq!(uid.incarnation_in(&not_ours), None, "{not_ours}");
         }
     }

@@ -13,7 +13,8 @@ use crate::names::VmName;
 
 /// One VM as its manifest declares it, in normal form.
 ///
-/// Field names are those of the manifest, so that what `describe -o yaml` and handles.json show can be compared with it.
+/// Field names are those of the manifest, so that what `describe` and handles.json show can be compared with it. An option
+/// that is not set is stored as null: a field that is missing from a stored spec was unknown to the stead that stored it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VmSpec {
@@ -124,7 +125,7 @@ pub struct Boot {
     /// Absolute path of the kernel.
     pub kernel: PathBuf,
     /// Absolute path of the initial RAM disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub args: String,
@@ -143,7 +144,7 @@ pub struct Disk {
     /// Whether the guest may not write.
     pub read_only: bool,
     /// Size in bytes that the guest sees, where it is to be larger than the image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub size_bytes: Option<u64>,
 }
 
@@ -166,10 +167,10 @@ pub struct NetworkInterface {
     /// Unique within the VM.
     pub name: VmName,
     /// The bridge that the tap joins.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub bridge: Option<String>,
     /// The guest's hardware address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub mac_address: Option<MacAddress>,
 }
 

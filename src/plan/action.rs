@@ -1,0 +1,251 @@
+//! A plan: plain data that can be compared, shown and carried out.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::desired::Origin;
+use crate::names::{Incarnation, VmName};
+use crate::spec::{Vm, VmmKind};
+use crate::state::{ExitRecord, Ledger};
+use crate::time::Deadline;
+
+/// What would make observed equal desired, VM by VM, and what is held back.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// One entry for each VM that is declared or observed, also for those with nothing to do.
+    pub vms: BTreeMap<VmName, VmPlan>,
+    /// The digest of the deletions that the prune cap holds back: what `stead approve` takes. `None` when it holds none.
+    pub digest: Option<String>,
+}
+
+impl Plan {
+    /// Whether there is anything to do now.
+    pub fn is_empty(&self) -> bool {
+        self.vms.values().all(|vm| vm.actions.is_empty())
+    }
+}
+
+/// What to do about one VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmPlan {
+    /// In this order; one that cannot be finished now ends the pass for this VM.
+    pub actions: Vec<Action>,
+    /// Why something that is wanted is not done now.
+    pub holds: Vec<Hold>,
+    /// What a person should know though nothing is to be done: a broken manifest beside a last good spec, a spec that
+    /// nobody knows, a change that waits for the next start.
+    pub notes: Vec<String>,
+    /// When to look again, at the latest.
+    pub wake: Option<Deadline>,
+}
+
+/// One action. Carrying it out decides nothing more.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Write the ledger: a declaration taken up, an end counted, a request done. Touches no VM.
+    Record {
+        /// What the ledger becomes.
+        ledger: Box<Ledger>,
+        /// What changes, for people.
+        why: String,
+    },
+    /// Record a live VM proven ours, without touching it.
+    Persist {
+        /// Why its record is not as it should be.
+        reason: PersistReason,
+    },
+    /// Make the kernel objects, spawn the VMM, record it.
+    Start {
+        /// What to start.
+        vm: Arc<Vm>,
+        /// Where it was declared.
+        origin: Origin,
+        /// Which life this will be.
+        incarnation: Incarnation,
+        /// What runs it.
+        vmm: VmmKind,
+    },
+    /// Stop the VMM if it lives, free every kernel object, forget the handles.
+    Teardown {
+        /// Why.
+        reason: TeardownReason,
+        /// How long the guest may take to stop by itself; zero kills at once.
+        grace_seconds: u32,
+    },
+    /// Forget a deleted VM for good, except what outlives it (its last incarnation, its retained disks).
+    Forget,
+    /// Halt the guest's CPUs.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// Put a tap back on its bridge, or off any.
+    RepairTap {
+        /// The tap.
+        tap: String,
+        /// The bridge it belongs on.
+        bridge: Option<String>,
+    },
+}
+
+/// Why a live VM is recorded again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PersistReason {
+    /// Its start is complete: the guest was seen to run.
+    Started,
+    /// It has no record.
+    RecordMissing,
+    /// Its record cannot be trusted.
+    RecordFlawed(String),
+    /// Its record is of another life or process than the one alive.
+    RecordStale,
+    /// A hot field changed, such as a bridge, and the record follows.
+    HandlesChanged,
+}
+
+/// Why a VM is torn down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TeardownReason {
+    /// Its manifest is gone, and its source is complete.
+    Absent,
+    /// `stead delete NAME`.
+    DeleteRequested,
+    /// It is declared `Stopped`.
+    Stopped,
+    /// It changed in these fields, which a running VM cannot take up.
+    SpecChanged(Vec<String>),
+    /// `stead restart NAME` or the annotation.
+    RestartRequested,
+    /// Its VMM is dead and left something.
+    Died,
+    /// Its guest never ran within the start timeout.
+    NeverStarted(String),
+    /// Its guest shut down and its VMM stayed.
+    GuestShutDown,
+    /// A teardown begun earlier goes on.
+    Resumed,
+}
+
+/// Why something that is wanted is not done now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Hold {
+    /// It cannot be told whether its VMM lives.
+    IdentityUnknown(String),
+    /// Its VMM lives, and its API does not answer.
+    Unhealthy(String),
+    /// Its VMM was spawned, and its guest is not yet seen to run.
+    Starting,
+    /// The wait after failures.
+    BackingOff {
+        /// Failures in a row.
+        failures: u32,
+        /// Until when.
+        until: Deadline,
+        /// How the last life ended.
+        last: Option<ExitRecord>,
+    },
+    /// It ended, and its restartPolicy lets it rest.
+    Finished(ExitRecord),
+    /// Its manifest is broken and it was never applied.
+    InvalidManifest(String),
+    /// It is declared more than once, and none of the declarations is in force.
+    Conflict(String),
+    /// Its source is not complete, so its absence means nothing.
+    SourceIncomplete(Vec<String>),
+    /// It is absent, and `pruneDelay` has not passed.
+    PruneDelay(Deadline),
+    /// It is absent and protected by `stead.dev/prune: disabled`.
+    Protected,
+    /// It is absent, and the folder is empty and not the one it was applied from.
+    FolderReplaced,
+    /// It is absent, and with it more VMs than the prune cap lets through.
+    PruneCap {
+        /// Deletions wanted now and done within the window.
+        deletions: usize,
+        /// VMs at the window's start.
+        of: usize,
+    },
+    /// It lives in this state and no manifest ever declared it.
+    Unclaimed,
+    /// A change that needs a restart waits for it (`updatePolicy: OnRestart`).
+    OnRestart(Vec<String>),
+    /// What it needs is not there: a program, `/dev/kvm`, an image in use by another VM.
+    Unmet(String),
+}
+
+impl Hold {
+    /// Whether a safety gate refused, which `stead approve` or a look at the source releases (exit status 4).
+    pub fn is_gate(&self) -> bool {
+        matches!(self, Self::FolderReplaced | Self::PruneCap { .. })
+    }
+
+    /// Whether this is the VM's wanted state, so that nothing needs anybody's attention.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self, Self::Finished(_) | Self::Protected)
+    }
+}
+
+/// How many deletions `reconcile --once --allow-prune N` lets through beyond the cap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AllowPrune(pub usize);
+
+impl fmt::Display for PersistReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started => f.write_str("its guest runs"),
+            Self::RecordMissing => f.write_str("it is alive and has no record"),
+            Self::RecordFlawed(why) => write!(f, "it is alive and its record cannot be trusted: {why}"),
+            Self::RecordStale => f.write_str("it is alive and its record is of another life"),
+            Self::HandlesChanged => f.write_str("what it holds changed"),
+        }
+    }
+}
+
+impl fmt::Display for TeardownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("its manifest is gone"),
+            Self::DeleteRequested => f.write_str("its deletion was asked for"),
+            Self::Stopped => f.write_str("it is declared Stopped"),
+            Self::SpecChanged(fields) => write!(f, "changed: {}", fields.join(", ")),
+            Self::RestartRequested => f.write_str("a restart was asked for"),
+            Self::Died => f.write_str("its VMM is dead"),
+            Self::NeverStarted(why) => write!(f, "its guest never ran: {why}"),
+            Self::GuestShutDown => f.write_str("its guest shut down"),
+            Self::Resumed => f.write_str("a teardown begun earlier goes on"),
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IdentityUnknown(why) => write!(f, "cannot tell whether its VMM lives: {why}"),
+            Self::Unhealthy(why) => write!(f, "its VMM lives but does not answer: {why}"),
+            Self::Starting => f.write_str("waiting for its guest to run"),
+            Self::BackingOff { failures, last, .. } => {
+                write!(f, "backing off after {failures} failure{}", if *failures == 1 { "" } else { "s" })?;
+                match last {
+                    Some(ExitRecord { message: Some(message), .. }) => write!(f, ": {message}"),
+                    Some(ExitRecord { status, .. }) => write!(f, ": {status}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Finished(exit) => write!(f, "finished ({}); its restartPolicy lets it rest", exit.status),
+            Self::InvalidManifest(problem) => write!(f, "its manifest is invalid: {problem}"),
+            Self::Conflict(why) => f.write_str(why),
+            Self::SourceIncomplete(why) => write!(f, "its manifest may be hidden: {}", why.join("; ")),
+            Self::PruneDelay(_) => f.write_str("its manifest is gone; waiting in case it comes back"),
+            Self::Protected => f.write_str("its manifest is gone, and stead.dev/prune: disabled protects it"),
+            Self::FolderReplaced => {
+                f.write_str("the manifest folder is empty and not the one it was applied from; is it mounted?")
+            }
+            Self::PruneCap { deletions, of } => {
+                write!(f, "deleting {deletions} of {of} VMs is more than the prune cap lets through")
+            }
+            Self::Unclaimed => f.write_str("alive, and no manifest ever declared it"),
+            Self::OnRestart(fields) => write!(f, "changed, to take effect at its next start: {}", fields.join(", ")),
+            Self::Unmet(why) => f.write_str(why),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What to do: one pure function from what should exist and what does to the actions that make them equal.
+//!
+//! No IO, no clock, no randomness: whatever a decision needs is in its arguments.
+
+mod action;
+
+pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, TeardownReason, VmPlan};
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::names::VmName;
+use crate::time::Deadline;
+
+/// The bounds and waits that decisions use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a VMM may take from spawn until its guest was seen to run.
+    pub start_timeout: Duration,
+    /// The wait after a VM's first failure; it doubles with each further one.
+    pub backoff_initial: Duration,
+    /// The longest wait.
+    pub backoff_max: Duration,
+    /// A life of this length forgets the failures before it (the kubelet uses ten minutes as well).
+    pub stable_time: Duration,
+    /// How long a VM must be missing from every listing before it counts as absent.
+    pub prune_delay: Duration,
+    /// The window over which the prune cap counts deletions.
+    pub prune_window: Duration,
+    /// Deletions that are let through whatever their share.
+    pub prune_free: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            start_timeout: Duration::from_secs(30),
+            backoff_initial: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(300),
+            stable_time: Duration::from_secs(600),
+            prune_delay: Duration::from_secs(3),
+            prune_window: Duration::from_secs(600),
+            prune_free: 2,
+        }
+    }
+}
+
+/// What the loop remembers of VMs missing from the listings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Absences {
+    /// Since when each VM is missing from every listing, restarted by each event in its folder.
+    pub since: BTreeMap<VmName, Deadline>,
+}
