@@ -115,6 +115,9 @@ pub enum VmmError {
     /// No answer within the bound.
     #[error("the API did not answer within {0:?}")]
     TimedOut(Duration),
+    /// Somebody else than the VMM listens on its socket: nothing was said to them.
+    #[error("another process (pid {0}) listens on the API socket")]
+    Stranger(i32),
     /// It serves somebody else and has no room.
     #[error("the API is busy with other clients")]
     Busy,
@@ -225,6 +228,9 @@ pub trait HostView: Send + Sync {
     /// Device and inode of a file that links may lead to; `None` when there is none.
     fn file_id(&self, path: &Path) -> io::Result<Option<FileId>>;
 
+    /// Whether stead may read a file, and write it too if `write`: an error that says why not (access(2)).
+    fn check_access(&self, path: &Path, write: bool) -> io::Result<()>;
+
     /// Who listens on a unix socket, told by the kernel and race-free (`SO_PEERPIDFD`, unix(7)).
     fn socket_peer(&self, socket: &Path) -> SocketPeer;
 
@@ -246,8 +252,14 @@ pub trait HostView: Send + Sync {
     /// Calls `on_exit` once, when the process ends, or at once if it has.
     fn watch_exit(&self, process: &ProcessHandle, on_exit: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 
-    /// Asks a VMM what its guest is doing.
-    fn query_vmm(&self, vmm: VmmKind, api_socket: &Path, bound: Duration) -> Result<GuestState, VmmError>;
+    /// Asks a VMM what its guest is doing. Whoever listens is asked only if it is `peer`: the path may lead to a stranger.
+    fn query_vmm(
+        &self,
+        vmm: VmmKind,
+        api_socket: &Path,
+        peer: &ProcessHandle,
+        bound: Duration,
+    ) -> Result<GuestState, VmmError>;
 
     /// Every tap of this network namespace: one netlink dump.
     fn taps(&self) -> io::Result<Vec<Tap>>;
@@ -291,11 +303,12 @@ pub trait HostOps: HostView {
     /// Kills a process through its pidfd; true when it still lived.
     fn kill(&self, process: &ProcessHandle) -> io::Result<bool>;
 
-    /// Asks a VMM to do something.
+    /// Asks a VMM to do something, if it is `peer` that listens.
     fn command_vmm(
         &self,
         vmm: VmmKind,
         api_socket: &Path,
+        peer: &ProcessHandle,
         command: VmmCommand,
         bound: Duration,
     ) -> Result<(), VmmError>;
@@ -306,6 +319,9 @@ pub trait HostOps: HostView {
 
     /// Puts a tap on a bridge, or off any.
     fn set_tap_bridge(&self, name: &str, bridge: Option<&str>) -> io::Result<()>;
+
+    /// Tags a tap that carries no tag yet; an error when it carries another's.
+    fn tag_tap(&self, name: &str, alias: &str) -> io::Result<()>;
 
     /// Removes a tap if its alias is `alias`, and confirms that it is gone; true when it was there.
     fn delete_tap(&self, name: &str, alias: &str) -> io::Result<bool>;

@@ -64,6 +64,8 @@ pub struct ObservedVm {
     pub guest: Guest,
     /// How its last VMM ended; meaningful while the process is absent.
     pub exit: ExitStatus,
+    /// What went wrong with it, where more is known than its status: why a start failed.
+    pub exit_message: Option<String>,
     /// Its taps, by name on the host: those recorded, those its spec leads to, those that carry its tag.
     pub taps: BTreeMap<String, Fact<Tap>>,
     /// Files and sockets of a VMM that may be left over: those that exist.

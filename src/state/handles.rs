@@ -53,6 +53,10 @@ pub struct Handles {
     /// The declaration this life was started from: proof that it was applied by stead, before the ledger says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Whether this life was begun by another manager and taken over by `stead adopt`: its VMM carries no id of ours and
+    /// holds no lock, so it is known only by its recorded process identity.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
     /// When this life was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<Deadline>,
@@ -65,6 +69,19 @@ pub struct Handles {
     /// Fields of other versions, kept as they were.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+impl Handles {
+    /// Whether this record is of exactly this process of this boot.
+    pub fn is_of(&self, process: &crate::host::ProcessIdentity, boot_id: &BootId) -> bool {
+        self.boot_id == *boot_id
+            && self.pid == Some(process.pid)
+            && match (self.pidfd_inode, process.pidfd_inode) {
+                (Some(recorded), Some(found)) => recorded == found,
+                // Without pidfs on either side, pid and start time together name the process.
+                _ => self.start_time == Some(process.start_time),
+            }
+    }
 }
 
 /// How far a life has come.

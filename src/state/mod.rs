@@ -2,10 +2,12 @@
 //!
 //! Unknown fields survive a rewrite, so that an older stead does not lose what a newer one wrote.
 
+mod files;
 mod gates;
 mod handles;
 mod ledger;
 
+pub use files::{Flaw, encode, parse_gates, parse_handles, parse_ledger};
 pub use gates::{Approval, Deletion, GateState};
 pub use handles::{Blocked, Handles, Phase, Stopping, TapHandle};
 pub use ledger::{Accepted, Backoff, Booted, ExitRecord, ExitStatus, Ledger};

@@ -1,0 +1,124 @@
+//! Reading and writing the formats: bytes to values and back, with what can be wrong said plainly.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{FORMAT_VERSION, GateState, Handles, Ledger};
+use crate::names::{VmName, VmUid};
+
+/// Why a state file's content cannot be trusted. Such a file is set aside, never deleted and never obeyed.
+#[derive(Debug, thiserror::Error)]
+pub enum Flaw {
+    /// A write that was cut off by a power failure on a filesystem that reorders.
+    #[error("it is empty")]
+    Empty,
+    /// Truncated, binary, or not what stead writes.
+    #[error("it is not what stead writes: {0}")]
+    Malformed(#[source] serde_json::Error),
+    /// Written by a later stead.
+    #[error("it is of format version {found}; this stead knows versions up to {FORMAT_VERSION}")]
+    Newer {
+        /// The version it claims.
+        found: u64,
+    },
+    /// A copy of another VM's file, or one from another state folder.
+    #[error("it is of VM {found}, not of this one")]
+    OtherVm {
+        /// Whom it names.
+        found: String,
+    },
+}
+
+/// Reads a handles.json that should be of the VM `name` with `uid`.
+pub fn parse_handles(bytes: &[u8], name: &VmName, uid: VmUid) -> Result<Handles, Flaw> {
+    let handles: Handles = parse(bytes)?;
+    check_owner(&handles.name, handles.uid, name, uid)?;
+    Ok(handles)
+}
+
+/// Reads a ledger.json that should be of the VM `name` with `uid`.
+pub fn parse_ledger(bytes: &[u8], name: &VmName, uid: VmUid) -> Result<Ledger, Flaw> {
+    let ledger: Ledger = parse(bytes)?;
+    check_owner(&ledger.name, ledger.uid, name, uid)?;
+    Ok(ledger)
+}
+
+/// Reads gates.json.
+pub fn parse_gates(bytes: &[u8]) -> Result<GateState, Flaw> {
+    parse(bytes)
+}
+
+/// A value as stead writes it to disk: indented JSON with a newline at the end, so that people can read and diff it.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("state formats have only text keys");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Flaw> {
+    if bytes.is_empty() {
+        return Err(Flaw::Empty);
+    }
+    let value: Value = serde_json::from_slice(bytes).map_err(Flaw::Malformed)?;
+    // The version is looked at first: a later format may differ in any other field.
+    if let Some(found) = value.get("version").and_then(Value::as_u64).filter(|v| *v > u64::from(FORMAT_VERSION)) {
+        return Err(Flaw::Newer { found });
+    }
+    serde_json::from_value(value).map_err(Flaw::Malformed)
+}
+
+fn check_owner(found_name: &VmName, found_uid: VmUid, name: &VmName, uid: VmUid) -> Result<(), Flaw> {
+    if found_name == name && found_uid == uid {
+        return Ok(());
+    }
+    Err(Flaw::OtherVm { found: Owner(found_name, found_uid).to_string() })
+}
+
+struct Owner<'a>(&'a VmName, VmUid);
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.0, self.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::names::StateId;
+
+    fn vm() -> (VmName, VmUid) {
+        let name: VmName = "web".parse().unwrap();
+        let uid = StateId::derive("m", Path::new("/s")).uid(&name);
+        (name, uid)
+    }
+
+    #[test]
+    fn unknown_fields_survive_a_rewrite() {
+        let (name, uid) = vm();
+        let mut value = serde_json::to_value(Ledger::new(name.clone(), uid)).unwrap();
+        value["from_the_future"] = serde_json::json!({"a": [1, 2]});
+        let ledger = parse_ledger(&encode(&value), &name, uid).unwrap();
+        let rewritten: Value = serde_json::from_slice(&encode(&ledger)).unwrap();
+        assert_eq!(rewritten["from_the_future"], value["from_the_future"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_trusted_says_why() {
+        let (name, uid) = vm();
+        let sound = encode(&Ledger::new(name.clone(), uid));
+        let other: VmName = "db".parse().unwrap();
+        let other_uid = StateId::derive("m", Path::new("/s")).uid(&other);
+        let flaw = |bytes: &[u8]| parse_ledger(bytes, &name, uid).unwrap_err().to_string();
+        assert_eq!(flaw(b""), "it is empty");
+        assert!(flaw(&sound[..sound.len() / 2]).starts_with("it is not what stead writes"));
+        assert!(flaw(&[0; 4096]).starts_with("it is not what stead writes"));
+        assert!(flaw(br#"{"version": 7}"#).contains("format version 7"));
+        assert!(flaw(&encode(&Ledger::new(other, other_uid))).starts_with("it is of VM db"));
+    }
+}
