@@ -1,0 +1,87 @@
+# Everything one does with this project. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+
+# Where tests/bed/prepare puts what the tests need, and where the tests look for it.
+export STEAD_BED ?= $(CURDIR)/target/bed
+
+# rustup's cargo finds its toolchains by HOME. Under another HOME (sudo, a build machine) it is on the PATH and yet says
+# that no toolchain is configured: then point it to the one it was installed with. What it downloads goes to HOME.
+cargo_path := $(shell command -v $(CARGO))
+ifeq ($(origin RUSTUP_HOME),undefined)
+ifeq ($(wildcard $(HOME)/.rustup/toolchains/*),)
+rustup_home := $(patsubst %/.cargo/bin/cargo,%/.rustup,$(filter %/.cargo/bin/cargo,$(cargo_path)))
+ifneq ($(and $(rustup_home),$(wildcard $(rustup_home))),)
+export RUSTUP_HOME := $(rustup_home)
+endif
+endif
+endif
+
+have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
+
+scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button
+
+.PHONY: help
+help: ## List what can be made
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: ## Show stead at work on real VMs: about a minute, leaves nothing behind
+	@demo/run
+
+.PHONY: build
+build: need-cargo ## Build target/release/stead
+	$(CARGO) build --release --locked
+
+# The tests come last, so that what one sees at the end is their summary.
+.PHONY: test
+test: need-cargo prepare lint ## Run everything: format, lints, and all tests, those on real VMMs too
+	$(CARGO) test --locked --doc
+	if $(have_nextest); then $(CARGO) nextest run --locked; else $(CARGO) test --locked --lib --bins --tests; fi
+
+# Tests that start a VMM live in tests/vmm*.rs; plain `cargo test` cannot leave those out, so it runs the unit tests only.
+.PHONY: test-quick
+test-quick: need-cargo ## Run the tests that need nothing from the host
+	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^vmm/)'; \
+	else $(CARGO) test --locked --lib --bins; fi
+
+.PHONY: lint
+lint: need-cargo ## Check format, clippy and the shell scripts
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	if command -v shellcheck >/dev/null; then shellcheck $(scripts); \
+	else echo "shellcheck is not installed (make prepare does): the scripts were not checked"; fi
+
+.PHONY: fmt
+fmt: need-cargo ## Format the code
+	$(CARGO) fmt
+
+.PHONY: doc
+doc: need-cargo ## Build the documentation of the library
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --document-private-items
+
+.PHONY: prepare
+prepare: ## Install what the tests need: packages, Firecracker, a Linux guest
+	@tests/bed/prepare
+
+.PHONY: install
+install: build ## Install to $(DESTDIR)$(PREFIX)
+	install -D -m 0755 target/release/stead $(DESTDIR)$(PREFIX)/bin/stead
+
+.PHONY: clean
+clean: ## Remove all that was built, fetched or prepared
+	rm -rf target
+
+.PHONY: need-cargo
+need-cargo:
+ifeq ($(cargo_path),)
+	$(error Rust is missing: install it by https://rustup.rs, or add the folder of cargo to PATH)
+endif
+	@:
