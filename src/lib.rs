@@ -9,6 +9,7 @@
 //!
 //! [`reconcile`] draws this picture in code. The rooms:
 
+pub mod act;
 pub mod desired;
 pub mod host;
 pub mod names;
@@ -17,3 +18,5 @@ pub mod plan;
 pub mod spec;
 pub mod state;
 pub mod time;
+pub mod vmm;
+pub mod wakeups;

@@ -171,7 +171,12 @@ impl VmUid {
 
     /// The owner tag of a tap, kept as its alias: says whose it is, and which of that VM's interfaces it serves.
     pub fn tap_alias(&self, state: &StateId, interface: &VmName) -> String {
-        format!("stead:{state}:{}:{interface}", self.0)
+        format!("{}{interface}", self.tap_alias_prefix(state))
+    }
+
+    /// What the tags of all this VM's taps begin with.
+    pub fn tap_alias_prefix(&self, state: &StateId) -> String {
+        format!("stead:{state}:{}:", self.0)
     }
 }
 
@@ -308,6 +313,14 @@ impl Layout {
     /// A second socket of VMMs whose API serves one client (QEMU's QMP): connected to only to learn who listens.
     pub fn identity_socket(&self, name: &VmName, incarnation: Incarnation) -> PathBuf {
         self.run_dir.join(format!("{}-{incarnation}.id.sock", self.short_uid(name)))
+    }
+
+    /// Reads back a socket's file name: which life of this VM it is of, and whether it is its identity socket.
+    pub fn read_socket_name(&self, name: &VmName, file_name: &str) -> Option<(Incarnation, bool)> {
+        let stem = file_name.strip_prefix(&self.short_uid(name))?.strip_prefix('-')?.strip_suffix(".sock")?;
+        let (digits, is_identity) = stem.strip_suffix(".id").map_or((stem, false), |digits| (digits, true));
+        let number: u64 = digits.parse().ok()?;
+        (digits == number.to_string()).then_some((Incarnation(number), is_identity))
     }
 
     /// The socket of a running `stead run`.

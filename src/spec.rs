@@ -230,8 +230,8 @@ impl From<MacAddress> for String {
 
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let pairs = self.0.map(|byte| format!("{byte:02x}"));
+        f.write_str(&pairs.join(":"))
     }
 }
 

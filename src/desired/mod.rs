@@ -109,14 +109,8 @@ pub struct Problem {
 impl Problem {
     /// `FILE:LINE:COLUMN: message (hint)` in one line, for logs and conditions.
     pub fn one_line(&self) -> String {
-        let mut line = self.path.display().to_string();
-        if let Some((row, column)) = self.place {
-            line += &format!(":{row}:{column}");
-        }
-        line += &format!(": {}", self.message);
-        if let Some(hint) = &self.hint {
-            line += &format!(" ({hint})");
-        }
-        line
+        let place = self.place.map_or_else(String::new, |(row, column)| format!(":{row}:{column}"));
+        let hint = self.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+        format!("{}{place}: {}{hint}", self.path.display(), self.message)
     }
 }

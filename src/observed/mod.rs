@@ -2,6 +2,10 @@
 //!
 //! Everything here is given a [`crate::host::HostView`] only: looking changes nothing, by type.
 
+pub mod handles;
+pub mod process;
+pub mod snapshot;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -189,6 +189,53 @@ impl Hold {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AllowPrune(pub usize);
 
+impl Action {
+    /// Its name in one word, for logs and counters.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Record { .. } => "record",
+            Self::Persist { .. } => "persist",
+            Self::Start { .. } => "start",
+            Self::Teardown { .. } => "teardown",
+            Self::Forget => "forget",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::RepairTap { .. } => "repair-tap",
+        }
+    }
+
+    /// The reason of the event that tells of it, as Kubernetes writes them.
+    pub fn event_reason(&self) -> &'static str {
+        match self {
+            Self::Record { .. } => "Recorded",
+            Self::Persist { reason: PersistReason::Started } => "Started",
+            Self::Persist { .. } => "Adopted",
+            Self::Start { .. } => "Starting",
+            Self::Teardown { .. } => "TornDown",
+            Self::Forget => "Deleted",
+            Self::Pause => "Paused",
+            Self::Resume => "Resumed",
+            Self::RepairTap { .. } => "Repaired",
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record { why, .. } => write!(f, "record: {why}"),
+            Self::Persist { reason } => write!(f, "persist: {reason}"),
+            Self::Start { incarnation, vmm, .. } => write!(f, "start with {vmm}, incarnation {incarnation}"),
+            Self::Teardown { reason, .. } => write!(f, "teardown: {reason}"),
+            Self::Forget => f.write_str("forget: nothing of it is left"),
+            Self::Pause => f.write_str("pause"),
+            Self::Resume => f.write_str("resume"),
+            Self::RepairTap { tap, bridge: Some(bridge) } => write!(f, "put tap {tap} back on bridge {bridge}"),
+            Self::RepairTap { tap, bridge: None } => write!(f, "take tap {tap} off its bridge"),
+        }
+    }
+}
+
 impl fmt::Display for PersistReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -233,7 +280,6 @@ impl fmt::Display for Hold {
             }
             Self::Finished(exit) => write!(f, "finished ({}); its restartPolicy lets it rest", exit.status),
             Self::InvalidManifest(problem) => write!(f, "its manifest is invalid: {problem}"),
-            Self::Conflict(why) => f.write_str(why),
             Self::SourceIncomplete(why) => write!(f, "its manifest may be hidden: {}", why.join("; ")),
             Self::PruneDelay(_) => f.write_str("its manifest is gone; waiting in case it comes back"),
             Self::Protected => f.write_str("its manifest is gone, and stead.dev/prune: disabled protects it"),
@@ -245,7 +291,7 @@ impl fmt::Display for Hold {
             }
             Self::Unclaimed => f.write_str("alive, and no manifest ever declared it"),
             Self::OnRestart(fields) => write!(f, "changed, to take effect at its next start: {}", fields.join(", ")),
-            Self::Unmet(why) => f.write_str(why),
+            Self::Conflict(why) | Self::Unmet(why) => f.write_str(why),
         }
     }
 }

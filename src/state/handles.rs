@@ -115,9 +115,6 @@ pub struct Stopping {
     pub reason: String,
     /// When the VMM is killed if its guest has not stopped by itself.
     pub deadline: Deadline,
-    /// Whether the guest was asked to stop.
-    #[serde(default)]
-    pub asked: bool,
 }
 
 /// A step of a teardown that could not be done yet.

@@ -1,0 +1,169 @@
+//! Start: the record, the taps, the VMM's configuration, the spawn, the pid into the record.
+
+use std::io;
+use std::path::Path;
+
+use serde_json::Map;
+
+use super::{ActError, Actor, Outcome, has_identity_socket};
+use crate::desired::Origin;
+use crate::host::{ProcessHandle, Program, SocketPeer, SpawnRequest};
+use crate::names::Incarnation;
+use crate::observed::VmmProcess;
+use crate::spec::{Vm, VmSpec, VmmKind};
+use crate::state::{FORMAT_VERSION, Handles, Phase, StoredSpec};
+use crate::vmm;
+
+impl Actor<'_> {
+    /// Begins a life of a VM whose absence is proven. What a failure leaves is on record and freed by the next teardown.
+    pub(super) fn start(
+        &self,
+        vm: &Vm,
+        origin: &Origin,
+        incarnation: Incarnation,
+        kind: VmmKind,
+    ) -> Result<Outcome, ActError> {
+        let result = self.try_start(vm, origin, incarnation, kind);
+        if let Err(error) = &result {
+            self.cache.set_start_error(&vm.name, incarnation, error.to_string());
+        }
+        result
+    }
+
+    fn try_start(
+        &self,
+        vm: &Vm,
+        origin: &Origin,
+        incarnation: Incarnation,
+        kind: VmmKind,
+    ) -> Result<Outcome, ActError> {
+        let name = &vm.name;
+        let folder = |error| ActError::one("its folders", error);
+        self.host.make_folder(&self.layout.vm_dir(name)).map_err(folder)?;
+        self.host.make_folder(&self.layout.run_dir).map_err(folder)?;
+
+        let now = self.host.now();
+        let mut handles = Handles {
+            version: FORMAT_VERSION,
+            name: name.clone(),
+            uid: self.layout.uid(name),
+            incarnation,
+            phase: Phase::Starting,
+            boot_id: now.boot_id.clone(),
+            vmm: kind,
+            pid: None,
+            start_time: None,
+            pidfd_inode: None,
+            api_socket: self.layout.api_socket(name, incarnation),
+            identity_socket: has_identity_socket(kind).then(|| self.layout.identity_socket(name, incarnation)),
+            tap_devices: self.tap_handles(name, &vm.spec),
+            spec: Some(StoredSpec::from(&vm.spec)),
+            origin: Some(origin.clone()),
+            adopted: false,
+            began: Some(now.deadline(std::time::Duration::ZERO)),
+            stopping: None,
+            blocked: std::collections::BTreeMap::new(),
+            extra: Map::new(),
+        };
+        // Durable before anything exists: whatever happens from here on, the record names all that may be left.
+        self.write_handles(name, &handles)?;
+
+        let program = self.program(kind)?;
+        self.check_files(&vm.spec)?;
+        for (tap, interface) in handles.tap_devices.iter().zip(&vm.spec.network_interfaces) {
+            let alias = handles.uid.tap_alias(&self.layout.state_id, &interface.name);
+            self.host.create_tap(&tap.tap, &alias, tap.bridge.as_deref()).map_err(|error| {
+                let what = format!("tap {} for network interface {}", tap.tap, interface.name);
+                match error.kind() {
+                    io::ErrorKind::AlreadyExists => ActError::one(
+                        what,
+                        "an interface of this name exists and is not this VM's; see `ip -d link show` and remove or \
+                         rename it",
+                    ),
+                    _ => ActError::one(what, error),
+                }
+            })?;
+        }
+        let process = self.spawn(vm, &handles, program)?;
+
+        handles.pid = Some(process.identity.pid);
+        handles.start_time = Some(process.identity.start_time);
+        handles.pidfd_inode = process.identity.pidfd_inode;
+        // Memory follows the file, also when writing fails: vmm.lock and the socket lead back to the process then.
+        let written = self.write_handles(name, &handles);
+        let pid = process.identity.pid;
+        self.cache.set_process(name, VmmProcess { process, incarnation, vmm: kind });
+        written?;
+        Ok(Outcome::Done(format!("started {kind}, pid {pid}, incarnation {incarnation}")))
+    }
+
+    fn program(&self, kind: VmmKind) -> Result<&Program, ActError> {
+        let program = match kind {
+            VmmKind::Firecracker => {
+                if let Err(why) = &self.vmms.kvm {
+                    return Err(ActError::one("/dev/kvm", why.clone()));
+                }
+                &self.vmms.firecracker
+            }
+            VmmKind::Qemu => &self.vmms.qemu,
+        };
+        program.as_ref().map_err(|why| ActError::one(kind.to_string(), why.clone()))
+    }
+
+    /// Looks at every file the VMM is about to open, since its own words about one it cannot open are often poor.
+    fn check_files(&self, spec: &VmSpec) -> Result<(), ActError> {
+        let mut failures = ActError::default();
+        let mut check = |what: String, path: &Path, write: bool| {
+            if let Err(error) = self.host.check_access(path, write) {
+                let need = if write { "read and written" } else { "read" };
+                failures.push(format!("{what} {} cannot be {need}", path.display()), error);
+            }
+        };
+        check("boot.kernel".to_owned(), &spec.boot.kernel, false);
+        if let Some(initrd) = &spec.boot.initrd {
+            check("boot.initrd".to_owned(), initrd, false);
+        }
+        for disk in &spec.disks {
+            check(format!("the image of disk {}", disk.name), &disk.image, !disk.read_only);
+        }
+        if failures.failures.is_empty() { Ok(()) } else { Err(failures) }
+    }
+
+    fn spawn(&self, vm: &Vm, handles: &Handles, program: &Program) -> Result<ProcessHandle, ActError> {
+        let name = &vm.name;
+        for socket in [Some(&handles.api_socket), handles.identity_socket.as_ref()].into_iter().flatten() {
+            // Left by a life that a lost STATE forgot: nobody's, and in the way of bind(2).
+            if self.host.socket_peer(socket) == SocketPeer::NobodyListens {
+                self.host
+                    .remove_file(socket, false)
+                    .map_err(|error| ActError::one(format!("removing the stale socket {}", socket.display()), error))?;
+            }
+        }
+        let launch = vmm::launch(&vmm::LaunchInput {
+            spec: &vm.spec,
+            kind: handles.vmm,
+            id: handles.uid.process_id(handles.incarnation),
+            api_socket: &handles.api_socket,
+            identity_socket: handles.identity_socket.as_deref(),
+            config_file: &self.layout.vmm_config(name),
+            console_log: &self.layout.console_log(name),
+            vmm_log: &self.layout.vmm_log(name),
+            taps: &handles.tap_devices,
+            accel: self.accel,
+            kvm_usable: self.vmms.kvm.is_ok(),
+        });
+        if let Some(config) = &launch.config {
+            self.host
+                .write_file(&self.layout.vmm_config(name), config)
+                .map_err(|error| ActError::one("writing the VMM's configuration", error))?;
+        }
+        let request = SpawnRequest {
+            program: program.path.clone(),
+            args: launch.args,
+            lock: self.layout.vmm_lock(name),
+            stdout: launch.stdout,
+            stderr: self.layout.vmm_log(name),
+        };
+        self.host.spawn_vmm(&request).map_err(|error| ActError::one("spawning the VMM", error))
+    }
+}

@@ -1,0 +1,54 @@
+//! The handle cache: what this stead knows in memory of the VMMs it has proven or spawned.
+//!
+//! handles.json is written before anything is put here, so that a crash between leaves the disk ahead of memory: the
+//! direction from which the next stead recovers.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::VmmProcess;
+use crate::names::{Incarnation, VmName};
+
+/// What is known in memory, VM by VM.
+#[derive(Debug, Default)]
+pub struct HandleCache(Mutex<BTreeMap<VmName, Cached>>);
+
+/// What is known in memory of one VM.
+#[derive(Debug, Clone, Default)]
+pub struct Cached {
+    /// The process proven to be its VMM, or the last that was.
+    pub process: Option<VmmProcess>,
+    /// Why its last start failed, and which life that was.
+    pub start_error: Option<(Incarnation, String)>,
+}
+
+impl HandleCache {
+    /// What is known of this VM.
+    pub fn get(&self, name: &VmName) -> Cached {
+        self.lock().get(name).cloned().unwrap_or_default()
+    }
+
+    /// Remembers a proven process; true when it was not the one known, so that its end is to be watched.
+    pub fn set_process(&self, name: &VmName, process: VmmProcess) -> bool {
+        let mut all = self.lock();
+        let cached = all.entry(name.clone()).or_default();
+        let new = cached.process.as_ref() != Some(&process);
+        cached.process = Some(process);
+        new
+    }
+
+    /// Remembers why a start failed, until the ledger says so.
+    pub fn set_start_error(&self, name: &VmName, incarnation: Incarnation, error: String) {
+        self.lock().entry(name.clone()).or_default().start_error = Some((incarnation, error));
+    }
+
+    /// Forgets a VM whose handles are gone.
+    pub fn forget(&self, name: &VmName) {
+        self.lock().remove(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmName, Cached>> {
+        // Each use leaves the map whole, so a panic elsewhere while it was locked did not break it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

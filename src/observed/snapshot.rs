@@ -1,0 +1,234 @@
+//! The join of all facts about one VM, and about all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::handles::HandleCache;
+use super::process::{self, ProcessScan};
+use super::{Fact, Guest, ObservedVm, Record, VmmProcess};
+use crate::host::{HostView, Tap};
+use crate::names::{Incarnation, Layout, VmName};
+use crate::spec::NetworkInterface;
+use crate::state::{ExitStatus, Handles, Ledger, Phase, parse_handles, parse_ledger};
+use crate::time::BootId;
+
+/// What every look at a VM needs.
+#[derive(Clone, Copy)]
+pub struct Looker<'a> {
+    /// The host.
+    pub view: &'a dyn HostView,
+    /// Where the state lies.
+    pub layout: &'a Layout,
+    /// What this stead knows in memory.
+    pub cache: &'a HandleCache,
+    /// The scan shared by all VMs.
+    pub scan: &'a ProcessScan,
+    /// How long a VMM's API may take to answer.
+    pub api_bound: Duration,
+}
+
+/// What one look at many VMs needs only once: each is looked up when the first VM asks for it.
+#[derive(Default)]
+pub struct Shared {
+    run_entries: OnceLock<Result<Vec<String>, String>>,
+    taps: OnceLock<Result<Vec<Tap>, String>>,
+}
+
+impl Looker<'_> {
+    /// The VMs that have a folder in STATE/vms. Other entries are nobody's VM.
+    pub fn known_vms(&self) -> std::io::Result<BTreeSet<VmName>> {
+        let entries = self.view.list_folder(&self.layout.vms())?;
+        Ok(entries.into_iter().filter_map(|entry| VmName::new(entry).ok()).collect())
+    }
+
+    /// Everything that exists of one VM.
+    pub fn look(&self, name: &VmName, shared: &Shared) -> ObservedVm {
+        let boot_id = self.view.now().boot_id;
+        let uid = self.layout.uid(name);
+        let record = self.read_record(name);
+        let (ledger, ledger_flaw) = self.read_ledger(name);
+        let cached = self.cache.get(name);
+        let sockets = self.sockets(name, record.handles(), shared);
+        let process = process::find(
+            self.view,
+            &process::Search {
+                uid,
+                boot_id: &boot_id,
+                known: cached.process.as_ref(),
+                record: record.handles(),
+                sockets: sockets.to_ask,
+                lock: &self.layout.vmm_lock(name),
+                scan: self.scan,
+            },
+        );
+        let guest = match &process {
+            Fact::Present(vmm) => self.ask_guest(name, record.handles(), vmm),
+            Fact::Absent | Fact::Unknown(_) => Guest::NoVmm,
+        };
+        let exit = self.exit_of(record.handles(), cached.process.as_ref(), &process, &boot_id);
+        let lived = record.handles().map(|handles| handles.incarnation);
+        let exit_message = cached.start_error.filter(|(of, _)| Some(*of) == lived).map(|(_, message)| message);
+        let leftover_files = if process.is_absent() {
+            let mut files = sockets.all;
+            files.push(self.layout.vmm_config(name));
+            files.retain(|file| self.view.exists(file).unwrap_or(true));
+            files.dedup();
+            files
+        } else {
+            Vec::new()
+        };
+        let taps = self.look_at_taps(name, &record, &ledger, shared);
+        ObservedVm {
+            name: name.clone(),
+            record,
+            ledger,
+            ledger_flaw,
+            process,
+            guest,
+            exit,
+            exit_message,
+            taps,
+            leftover_files,
+        }
+    }
+
+    /// The VM's handles.json, as it is.
+    pub fn read_record(&self, name: &VmName) -> Record {
+        match self.view.read_state_file(&self.layout.handles(name)) {
+            Ok(None) => Record::Missing,
+            Ok(Some(bytes)) => match parse_handles(&bytes, name, self.layout.uid(name)) {
+                Ok(handles) => Record::Valid(Box::new(handles)),
+                Err(flaw) => Record::Flawed(flaw.to_string()),
+            },
+            Err(error) => Record::Flawed(error.to_string()),
+        }
+    }
+
+    /// The VM's ledger.json, or that of a new VM and why it is not the one on disk.
+    pub fn read_ledger(&self, name: &VmName) -> (Ledger, Option<String>) {
+        let uid = self.layout.uid(name);
+        let fresh = || Ledger::new(name.clone(), uid);
+        match self.view.read_state_file(&self.layout.ledger(name)) {
+            Ok(None) => (fresh(), None),
+            Ok(Some(bytes)) => match parse_ledger(&bytes, name, uid) {
+                Ok(ledger) => (ledger, None),
+                Err(flaw) => (fresh(), Some(flaw.to_string())),
+            },
+            Err(error) => (fresh(), Some(error.to_string())),
+        }
+    }
+
+    /// The API socket of a life of this VM: the recorded one, else the one its names lead to.
+    pub fn api_socket(&self, name: &VmName, record: Option<&Handles>, incarnation: Incarnation) -> PathBuf {
+        match record {
+            Some(handles) if handles.incarnation == incarnation => handles.api_socket.clone(),
+            _ => self.layout.api_socket(name, incarnation),
+        }
+    }
+
+    fn ask_guest(&self, name: &VmName, record: Option<&Handles>, vmm: &VmmProcess) -> Guest {
+        let socket = self.api_socket(name, record, vmm.incarnation);
+        match self.view.query_vmm(vmm.vmm, &socket, &vmm.process, self.api_bound) {
+            Ok(state) => Guest::Is(state),
+            Err(error) => Guest::Silent(error.to_string()),
+        }
+    }
+
+    fn exit_of(
+        &self,
+        record: Option<&Handles>,
+        known: Option<&VmmProcess>,
+        process: &Fact<VmmProcess>,
+        boot_id: &BootId,
+    ) -> ExitStatus {
+        let Some(record) = record.filter(|_| process.is_absent()) else { return ExitStatus::Unknown };
+        if record.boot_id != *boot_id {
+            return ExitStatus::HostReboot;
+        }
+        match known {
+            Some(vmm) if vmm.incarnation == record.incarnation => self.view.exit_status(&vmm.process),
+            _ if record.pid.is_none() && record.phase == Phase::Starting => ExitStatus::NeverRan,
+            _ => ExitStatus::Unknown,
+        }
+    }
+
+    /// The sockets of this VM: of the recorded life, or, without a record, every one in RUN that its name leads to.
+    fn sockets(&self, name: &VmName, record: Option<&Handles>, shared: &Shared) -> Sockets {
+        if let Some(handles) = record {
+            let all = [Some(&handles.api_socket), handles.identity_socket.as_ref()];
+            let all = all.into_iter().flatten().cloned().collect();
+            // QEMU's API serves one client at a time, and a connection only to see who listens would take its turn.
+            let to_ask = vec![handles.identity_socket.as_ref().unwrap_or(&handles.api_socket).clone()];
+            return Sockets { all, to_ask };
+        }
+        let entries = shared
+            .run_entries
+            .get_or_init(|| self.view.list_folder(&self.layout.run_dir).map_err(|error| error.to_string()));
+        let entries = entries.as_deref().unwrap_or_default();
+        let mut sockets = Sockets::default();
+        for (incarnation, is_identity) in entries.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
+            let path = if is_identity {
+                self.layout.identity_socket(name, incarnation)
+            } else {
+                self.layout.api_socket(name, incarnation)
+            };
+            let has_identity_twin = !is_identity
+                && entries.iter().any(|other| self.layout.read_socket_name(name, other) == Some((incarnation, true)));
+            if !has_identity_twin {
+                sockets.to_ask.push(path.clone());
+            }
+            sockets.all.push(path);
+        }
+        sockets
+    }
+
+    fn look_at_taps(
+        &self,
+        name: &VmName,
+        record: &Record,
+        ledger: &Ledger,
+        shared: &Shared,
+    ) -> BTreeMap<String, Fact<Tap>> {
+        let uid = self.layout.uid(name);
+        let mut wanted: BTreeMap<String, Option<VmName>> = BTreeMap::new();
+        for handle in record.handles().iter().flat_map(|handles| &handles.tap_devices) {
+            wanted.insert(handle.tap.clone(), Some(handle.interface.clone()));
+        }
+        // Without a sound record the taps are found by the names that the specs lead to.
+        if record.handles().is_none() {
+            let accepted = ledger.accepted.as_ref().map(|accepted| accepted.vm.spec.network_interfaces.clone());
+            let booted = ledger.booted.as_ref().and_then(|booted| booted.spec.read().ok());
+            let interfaces: Vec<NetworkInterface> =
+                accepted.into_iter().chain(booted.map(|spec| spec.network_interfaces)).flatten().collect();
+            for interface in interfaces {
+                wanted.insert(uid.tap(&interface.name), Some(interface.name));
+            }
+        }
+        if wanted.is_empty() {
+            return BTreeMap::new();
+        }
+        let all = shared.taps.get_or_init(|| self.view.taps().map_err(|error| error.to_string()));
+        let look = |(tap, interface): (String, Option<VmName>)| {
+            let alias = interface.map(|interface| uid.tap_alias(&self.layout.state_id, &interface));
+            let fact = match all {
+                Err(why) => Fact::Unknown(why.clone()),
+                // A tap of this name that does not carry the VM's tag is a stranger's, and none of ours.
+                Ok(all) => match all.iter().find(|t| t.name == tap && t.alias.is_some() && t.alias == alias) {
+                    Some(found) => Fact::Present(found.clone()),
+                    None => Fact::Absent,
+                },
+            };
+            (tap, fact)
+        };
+        wanted.into_iter().map(look).collect()
+    }
+}
+
+/// The sockets of one VM: those that may be left over, and those that tell who listens.
+#[derive(Default)]
+struct Sockets {
+    all: Vec<PathBuf>,
+    to_ask: Vec<PathBuf>,
+}

@@ -1,0 +1,323 @@
+//! The control loop and the one-shot pass: what should exist, what does, the difference, the actions.
+//!
+//! `run` and `once` are the same engine; they differ in when they stop. The engine holds what was seen last and which
+//! VMs are to be looked at; [`worker`] gives each VM its turn.
+
+mod engine;
+mod requests;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::act::Actor;
+use crate::config::Settings;
+use crate::control::{self, Reply, Request};
+use crate::desired::load::Loader;
+use crate::desired::watch::Watch;
+use crate::desired::{Desired, Problem, SourceName};
+use crate::host::{HostOps, VmmFacts};
+use crate::names::{Layout, VmName};
+use crate::observed::handles::HandleCache;
+use crate::observed::process::ProcessScan;
+use crate::observed::snapshot::{Looker, Shared as SharedLook};
+use crate::observed::{Observed, ObservedVm};
+use crate::plan::{Absences, AllowPrune, Plan};
+use crate::state::{GateState, parse_gates};
+use crate::wakeups::Reason;
+use engine::Engine;
+
+/// One state on one host, and how to keep it.
+#[derive(Clone)]
+pub struct Stead {
+    /// What the user set.
+    pub settings: Settings,
+    /// Where the state lies.
+    pub layout: Layout,
+    /// The host.
+    pub host: Arc<dyn HostOps>,
+}
+
+/// How far a one-shot pass goes.
+#[derive(Debug, Clone)]
+pub struct OnceOptions {
+    /// When it gives up waiting.
+    pub timeout: Duration,
+    /// Deletions let through beyond the prune cap.
+    pub allow_prune: AllowPrune,
+    /// Only this VM.
+    pub only: Option<VmName>,
+}
+
+/// What a pass is doing, for whoever looks on.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// An action begins.
+    Acting {
+        /// On this VM.
+        vm: VmName,
+        /// Which.
+        action: String,
+    },
+    /// An action is done.
+    Done {
+        /// On this VM.
+        vm: VmName,
+        /// What changed.
+        action: String,
+    },
+    /// An action failed.
+    Failed {
+        /// On this VM.
+        vm: VmName,
+        /// Everything that went wrong.
+        error: String,
+    },
+    /// The pass waits.
+    Waiting {
+        /// For this many VMs.
+        vms: usize,
+        /// For what, of the first of them.
+        why: String,
+    },
+}
+
+/// What a one-shot pass came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What is left.
+    pub plan: Plan,
+    /// Actions carried out.
+    pub changes: usize,
+    /// What failed, by VM.
+    pub failures: BTreeMap<VmName, String>,
+    /// What is wrong with manifests.
+    pub problems: Vec<Problem>,
+    /// Whether the time ran out.
+    pub timed_out: bool,
+}
+
+/// What should exist, what does, and what would be done about it.
+#[derive(Debug)]
+pub struct Preview {
+    /// What should exist.
+    pub desired: Desired,
+    /// What does.
+    pub observed: Observed,
+    /// The difference.
+    pub plan: Plan,
+}
+
+/// Why a pass could not be made at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The state folder cannot be listed.
+    #[error("cannot list {}", path.display())]
+    State {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The control socket cannot be made.
+    #[error("cannot serve {}", path.display())]
+    Control {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A turn of a VM ended in a bug of stead's.
+    #[error("a worker ended unexpectedly")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+impl Stead {
+    fn looker<'a>(&'a self, cache: &'a HandleCache, scan: &'a ProcessScan) -> Looker<'a> {
+        Looker { view: &*self.host, layout: &self.layout, cache, scan, api_bound: self.settings.api_timeout }
+    }
+
+    fn actor<'a>(&'a self, cache: &'a HandleCache, vmms: &'a VmmFacts) -> Actor<'a> {
+        Actor {
+            host: &*self.host,
+            layout: &self.layout,
+            cache,
+            vmms,
+            accel: self.settings.qemu_accel,
+            api_bound: self.settings.api_timeout,
+        }
+    }
+
+    fn loader(&self) -> Loader {
+        Loader::new(SourceName("manifests".to_owned()), self.settings.manifests.clone())
+    }
+
+    /// What the gates remember; nothing when it cannot be read, which lets no more through than an empty window does.
+    fn gates(&self) -> GateState {
+        let path = self.layout.gates();
+        match self.host.read_state_file(&path) {
+            Ok(None) => GateState::default(),
+            Ok(Some(bytes)) => parse_gates(&bytes).unwrap_or_else(|flaw| {
+                tracing::warn!("{}: {flaw}; deletions within its window are not known", path.display());
+                GateState::default()
+            }),
+            Err(error) => {
+                tracing::warn!("{error}");
+                GateState::default()
+            }
+        }
+    }
+}
+
+/// Keeps the host as declared until `shutdown` resolves. Takes for granted that the caller holds STATE/lock.
+///
+/// Its end ends no VM: they are recorded, and the next stead adopts them.
+pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(), ReconcileError> {
+    let (requests, mut asked) = mpsc::channel(16);
+    let socket = stead.layout.control_socket();
+    stead
+        .host
+        .make_folder(&stead.layout.run_dir)
+        .and_then(|_| control::serve(&socket, requests))
+        .map_err(|source| ReconcileError::Control { path: socket.clone(), source })?;
+
+    let mut watch = Watch::start(stead.settings.manifests.clone());
+    let mut hangup = signal(tokio::signal::unix::SignalKind::hangup());
+    let resync = stead.settings.resync;
+    let mut engine = Engine::new(stead, AllowPrune::default(), None);
+    engine.relist(&std::collections::BTreeSet::new());
+    engine.wake_all(Reason::Startup)?;
+    let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
+
+    tokio::pin!(shutdown);
+    loop {
+        engine.dispatch();
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            report = engine.report() => engine.absorb(report?),
+            Some(name) = engine.exits.recv() => engine.wakeups.wake(&name, Reason::Exited),
+            change = watch.next() => engine.relist(&change.unsettled),
+            Some((request, reply)) = asked.recv() => engine.ask(request, reply),
+            () = engine.deadline() => {}
+            () = tokio::time::sleep_until(next_resync) => {
+                watch.rearm_if_replaced();
+                engine.resync(Reason::Resync)?;
+                next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
+            }
+            Some(()) = hangup.recv() => {
+                watch.rearm_if_replaced();
+                engine.resync(Reason::Resync)?;
+            }
+        }
+    }
+    // A turn that was begun is finished: each is bounded, and its records are whole then.
+    while engine.wakeups.working() > 0 {
+        let report = engine.report().await?;
+        engine.absorb(report);
+    }
+    control::remove_socket(&socket);
+    Ok(())
+}
+
+/// One pass until nothing is left to do now, or the time runs out. Takes for granted that the caller holds STATE/lock.
+pub async fn once(
+    stead: &Stead,
+    options: &OnceOptions,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Outcome, ReconcileError> {
+    let give_up = tokio::time::Instant::now() + options.timeout;
+    let mut engine = Engine::new(stead.clone(), options.allow_prune, options.only.clone());
+    engine.settle().await;
+    engine.wake_all(Reason::Startup)?;
+    let mut timed_out = false;
+    loop {
+        engine.dispatch();
+        if let Some((vms, why)) = engine.waiting_for() {
+            progress(Progress::Waiting { vms, why });
+        } else if engine.wakeups.is_idle() {
+            break;
+        }
+        tokio::select! {
+            biased;
+            Some(step) = engine.progress.recv() => progress(step),
+            report = engine.report() => engine.absorb(report?),
+            Some(name) = engine.exits.recv() => engine.wakeups.wake(&name, Reason::Exited),
+            () = engine.deadline() => {}
+            () = tokio::time::sleep_until(give_up), if !timed_out => {
+                timed_out = true;
+                engine.stop_waiting();
+            }
+        }
+    }
+    while let Ok(step) = engine.progress.try_recv() {
+        progress(step);
+    }
+    Ok(engine.outcome(timed_out))
+}
+
+/// What would be done, without doing any of it. Needs no lock: it changes nothing.
+pub fn preview(stead: &Stead, allow: AllowPrune) -> Result<Preview, ReconcileError> {
+    let mut loader = stead.loader();
+    let desired = loader.load(&std::collections::BTreeSet::new());
+    let mut observed = look(stead, None)?;
+    let (cache, scan, shared) = (HandleCache::default(), ProcessScan::default(), SharedLook::default());
+    let looker = stead.looker(&cache, &scan);
+    for name in desired.vms.keys() {
+        observed.vms.entry(name.clone()).or_insert_with(|| looker.look(name, &shared));
+    }
+    let now = stead.host.now();
+    // A preview has watched nothing: it shows what would be done once a VM's absence has lasted.
+    let absences = Absences::long_past(observed.vms.keys().filter(|name| !desired.vms.contains_key(*name)), &now);
+    let plan = crate::plan::plan(&desired, &observed, &absences, &stead.settings.policy, allow, &now);
+    Ok(Preview { desired, observed, plan })
+}
+
+/// What exists now, of all VMs or of one; each VM's liveness is proven anew.
+pub fn look(stead: &Stead, only: Option<&VmName>) -> Result<Observed, ReconcileError> {
+    let (cache, scan, shared) = (HandleCache::default(), ProcessScan::default(), SharedLook::default());
+    let looker = stead.looker(&cache, &scan);
+    let names = match only {
+        Some(name) => std::iter::once(name.clone()).collect(),
+        None => known_vms(stead, &looker)?,
+    };
+    let vms: BTreeMap<VmName, ObservedVm> =
+        names.into_iter().map(|name| (name.clone(), looker.look(&name, &shared))).collect();
+    Ok(Observed { vms, vmms: stead.host.vmm_facts(), gates: stead.gates() })
+}
+
+/// Carries out what an acting command asks for, as far as it is to be written down; a pass does the rest. Takes for
+/// granted that the caller holds STATE/lock.
+pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError> {
+    let (cache, scan) = (HandleCache::default(), ProcessScan::default());
+    Ok(match request {
+        Request::Restart { .. } | Request::Delete { .. } => {
+            let desired = stead.loader().load(&std::collections::BTreeSet::new());
+            requests::record(stead, &stead.looker(&cache, &scan), &desired, request)
+        }
+        Request::Approve { digest } => {
+            let held = preview(stead, AllowPrune::default())?.plan.digest;
+            requests::approve(stead, &mut stead.gates(), held.as_deref(), digest)
+        }
+        Request::Adopt { dir } => requests::adopt(stead, &cache, &scan, dir).0,
+        Request::Ping => Reply::done(String::new()),
+    })
+}
+
+fn known_vms(stead: &Stead, looker: &Looker<'_>) -> Result<std::collections::BTreeSet<VmName>, ReconcileError> {
+    looker.known_vms().map_err(|source| ReconcileError::State { path: stead.layout.vms(), source })
+}
+
+/// A wait between 90 % and 110 % of `wait`, so that many hosts started together do not stay in step.
+fn jittered(wait: Duration, seed: u64) -> Duration {
+    let share = u32::try_from(seed % 200).unwrap_or(0);
+    wait * (900 + share) / 1000
+}
+
+fn signal(kind: tokio::signal::unix::SignalKind) -> tokio::signal::unix::Signal {
+    tokio::signal::unix::signal(kind).expect("the runtime handles signals")
+}

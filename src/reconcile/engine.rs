@@ -1,0 +1,331 @@
+//! What the loop and the one-shot pass have in common: the queue, what was listed and seen last, and the workers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
+
+use super::worker::{self, Report, Shared, Turn};
+use super::{Outcome, Progress, ReconcileError, Stead, requests};
+use crate::control::{Reply, Request};
+use crate::desired::Desired;
+use crate::desired::load::Loader;
+use crate::names::VmName;
+use crate::observed::ObservedVm;
+use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan, gates};
+use crate::wakeups::{Reason, Wakeups};
+
+/// How soon a failed action is tried again, at first and at most; it doubles in between.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+pub(super) struct Engine {
+    shared: Arc<Shared>,
+    loader: Loader,
+    allow: AllowPrune,
+    only: Option<VmName>,
+    desired: Arc<Desired>,
+    listed_at: Instant,
+    absences: Absences,
+    /// What each VM looked like at the end of its last turn.
+    seen: BTreeMap<VmName, Seen>,
+    asked: BTreeMap<VmName, Vec<(Request, oneshot::Sender<Reply>)>>,
+    adoptions: Vec<(PathBuf, oneshot::Sender<Reply>)>,
+    turns: JoinSet<(VmName, Report)>,
+    progress_in: mpsc::UnboundedSender<Progress>,
+    changes: usize,
+    pub(super) wakeups: Wakeups,
+    pub(super) exits: mpsc::UnboundedReceiver<VmName>,
+    pub(super) progress: mpsc::UnboundedReceiver<Progress>,
+}
+
+struct Seen {
+    observed: ObservedVm,
+    plan: VmPlan,
+    held: Vec<String>,
+    failure: Option<String>,
+    failures: u32,
+    under_way: Option<String>,
+}
+
+impl Engine {
+    pub(super) fn new(stead: Stead, allow: AllowPrune, only: Option<VmName>) -> Self {
+        let (exits_in, exits) = mpsc::unbounded_channel();
+        let (progress_in, progress) = mpsc::unbounded_channel();
+        let loader = stead.loader();
+        let gates = stead.gates();
+        Self {
+            shared: Arc::new(Shared::new(stead, gates, exits_in)),
+            loader,
+            allow,
+            only,
+            desired: Arc::new(Desired::default()),
+            listed_at: Instant::now(),
+            absences: Absences::default(),
+            seen: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            adoptions: Vec::new(),
+            turns: JoinSet::new(),
+            progress_in,
+            changes: 0,
+            wakeups: Wakeups::default(),
+            exits,
+            progress,
+        }
+    }
+
+    fn stead(&self) -> &Stead {
+        &self.shared.stead
+    }
+
+    /// A number that differs between hosts and moments, for jitter.
+    pub(super) fn seed(&self) -> u64 {
+        let id = self.stead().layout.state_id.to_string();
+        id.bytes().fold(self.stead().host.now().boot_ms, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()))
+    }
+
+    /// Lists the manifests again and wakes every VM whose declarations changed, or that came or went.
+    pub(super) fn relist(&mut self, unsettled: &BTreeSet<PathBuf>) {
+        let listed = Arc::new(self.loader.load(unsettled));
+        self.listed_at = Instant::now();
+        let before = std::mem::replace(&mut self.desired, listed);
+        let desired = Arc::clone(&self.desired);
+        for problem in desired.problems.iter().filter(|problem| !before.problems.contains(problem)) {
+            tracing::warn!("{}", problem.one_line());
+        }
+        for (source, state) in &desired.sources {
+            let known = before.sources.get(source).map(|state| state.incomplete.as_slice()).unwrap_or_default();
+            for why in state.incomplete.iter().filter(|why| !known.contains(why)) {
+                tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
+            }
+        }
+        let names: BTreeSet<&VmName> = before.vms.keys().chain(desired.vms.keys()).collect();
+        for name in names {
+            if before.vms.get(name) != desired.vms.get(name) {
+                self.wake(name, Reason::Manifest);
+            }
+        }
+        // A source that became complete, or another folder in its place, decides about VMs that it does not declare.
+        let undeclared: Vec<VmName> = self.seen.keys().filter(|name| !desired.vms.contains_key(*name)).cloned().collect();
+        let sources_changed = before.sources != desired.sources;
+        self.note_absences(&undeclared);
+        for name in undeclared.iter().filter(|_| sources_changed) {
+            self.wake(name, Reason::Manifest);
+        }
+        // Which of several VMs may use an image depends on all of them.
+        if before.images != desired.images {
+            let held: Vec<VmName> =
+                self.seen.iter().filter(|(_, seen)| has_unmet(&seen.plan)).map(|(name, _)| name.clone()).collect();
+            for name in held {
+                self.wake(&name, Reason::Manifest);
+            }
+        }
+    }
+
+    /// An event in the folder restarts the wait of every VM that it does not declare.
+    fn note_absences(&mut self, undeclared: &[VmName]) {
+        let now = self.stead().host.now().deadline(Duration::ZERO);
+        self.absences.since.retain(|name, _| !self.desired.vms.contains_key(name));
+        for name in undeclared {
+            self.absences.since.insert(name.clone(), now.clone());
+        }
+    }
+
+    /// Wakes every VM that is declared, recorded or was seen.
+    pub(super) fn wake_all(&mut self, reason: Reason) -> Result<(), ReconcileError> {
+        let known = super::known_vms(self.stead(), &self.shared.looker())?;
+        let names: BTreeSet<VmName> =
+            known.into_iter().chain(self.desired.vms.keys().cloned()).chain(self.seen.keys().cloned()).collect();
+        for name in &names {
+            self.wake(name, reason);
+        }
+        Ok(())
+    }
+
+    /// The net under all events: everything is listed and looked at again.
+    pub(super) fn resync(&mut self, reason: Reason) -> Result<(), ReconcileError> {
+        let since = self.absences.clone();
+        self.relist(&BTreeSet::new());
+        // A resync is no event in the folder: it restarts no wait.
+        self.absences.since.extend(since.since.into_iter().filter(|(name, _)| !self.desired.vms.contains_key(name)));
+        self.wake_all(reason)
+    }
+
+    fn wake(&mut self, name: &VmName, reason: Reason) {
+        if self.only.as_ref().is_none_or(|only| only == name) {
+            self.wakeups.wake(name, reason);
+        }
+    }
+
+    /// Gives as many waiting VMs their turn as may be worked on at once.
+    pub(super) fn dispatch(&mut self) {
+        if !self.adoptions.is_empty() {
+            // Adoption may name any VM: it waits until nobody works, and nobody begins until it is done.
+            if self.wakeups.working() > 0 {
+                return;
+            }
+            self.adopt_now();
+        }
+        while self.wakeups.working() < self.stead().settings.parallel {
+            let Some((name, reasons)) = self.wakeups.take(Instant::now()) else { return };
+            let verdicts = Arc::new(self.verdicts_for(&name));
+            let turn = Turn {
+                reasons,
+                desired: Arc::clone(&self.desired),
+                verdicts,
+                requests: self.asked.remove(&name).unwrap_or_default(),
+                progress: self.progress_in.clone(),
+                held_before: self.seen.get(&name).map(|seen| seen.held.clone()).unwrap_or_default(),
+                name: name.clone(),
+            };
+            let shared = Arc::clone(&self.shared);
+            self.turns.spawn_blocking(move || (name, shared.work(turn)));
+        }
+    }
+
+    /// What the gates say of a VM that no manifest declares; they are asked only about such.
+    fn verdicts_for(&mut self, name: &VmName) -> gates::Verdicts {
+        if self.desired.vms.contains_key(name) {
+            return gates::Verdicts::default();
+        }
+        let now = self.stead().host.now();
+        if let Some(since) = self.absences.since.get(name).cloned() {
+            let delay = self.stead().settings.policy.prune_delay;
+            let waited = now.since(&since).unwrap_or_default();
+            // Absence must outlast a second full listing, made after the delay.
+            if waited >= delay && self.listed_at.elapsed() + delay > waited {
+                let absences = self.absences.clone();
+                self.relist(&BTreeSet::new());
+                let desired = Arc::clone(&self.desired);
+                self.absences.since.extend(absences.since.into_iter().filter(|(name, _)| !desired.vms.contains_key(name)));
+            }
+        } else {
+            self.absences.since.insert(name.clone(), now.deadline(Duration::ZERO));
+        }
+        self.verdicts()
+    }
+
+    fn verdicts(&self) -> gates::Verdicts {
+        let now = self.stead().host.now();
+        let gates = worker::lock(&self.shared.gates).clone();
+        let seen = self.seen.iter().map(|(name, seen)| (name, &seen.observed));
+        gates::decide(&self.desired, seen, &gates, &self.absences, &self.stead().settings.policy, self.allow, &now)
+    }
+
+    /// The report of the next turn that ends; never ready while nobody works.
+    pub(super) async fn report(&mut self) -> Result<(VmName, Report), ReconcileError> {
+        match self.turns.join_next().await {
+            Some(result) => result.map_err(|error: JoinError| ReconcileError::Worker(error)),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in how a turn ended, and when the VM is to be looked at again.
+    pub(super) fn absorb(&mut self, (name, report): (VmName, Report)) {
+        self.wakeups.finish(&name);
+        self.changes += report.changes;
+        let failures = match &report.failure {
+            Some(_) => self.seen.get(&name).map_or(0, |seen| seen.failures) + 1,
+            None => 0,
+        };
+        let retry = (failures > 0).then(|| RETRY.0.saturating_mul(1 << (failures - 1).min(16)).min(RETRY.1));
+        if let Some(wait) = [report.wake, retry].into_iter().flatten().min() {
+            self.wakeups.wake_at(&name, Instant::now() + wait);
+        }
+        if worker::is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
+            self.absences.since.remove(&name);
+            self.seen.remove(&name);
+            return;
+        }
+        let held = worker::holds_of(&report.plan);
+        let Report { observed, plan, failure, under_way, .. } = report;
+        self.seen.insert(name, Seen { observed, plan, held, failure, failures, under_way });
+    }
+
+    /// Resolves when the next deadline comes; never, while there is none.
+    pub(super) async fn deadline(&self) {
+        match self.wakeups.next_deadline() {
+            Some(when) => tokio::time::sleep_until(when.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what somebody asked for; the answer follows when it is on record.
+    pub(super) fn ask(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        match request {
+            Request::Restart { ref name } | Request::Delete { ref name } => {
+                let name = name.clone();
+                self.asked.entry(name.clone()).or_default().push((request, reply));
+                self.wakeups.wake(&name, Reason::Request);
+            }
+            Request::Approve { digest } => {
+                let held = self.verdicts().digest;
+                let mut gates = worker::lock(&self.shared.gates);
+                let answer = requests::approve(&self.shared.stead, &mut gates, held.as_deref(), &digest);
+                drop(gates);
+                let undeclared: Vec<VmName> = self.absences.since.keys().cloned().collect();
+                for name in undeclared {
+                    self.wake(&name, Reason::Request);
+                }
+                let _ = reply.send(answer);
+            }
+            Request::Adopt { dir } => self.adoptions.push((dir, reply)),
+            Request::Ping => {
+                let _ = reply.send(Reply::done(format!("stead {}", env!("CARGO_PKG_VERSION"))));
+            }
+        }
+    }
+
+    fn adopt_now(&mut self) {
+        for (dir, reply) in std::mem::take(&mut self.adoptions) {
+            let (answer, names) = requests::adopt(&self.shared.stead, &self.shared.cache, &self.shared.scan, &dir);
+            for name in names {
+                self.wake(&name, Reason::Request);
+            }
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Waits until no manifest was written within the last moments, and lists them: half a file may be a sound manifest of
+    /// another VM, and a one-shot pass sees no events that would tell.
+    pub(super) async fn settle(&mut self) {
+        const MOST_TRIES: usize = 20;
+        self.relist(&BTreeSet::new());
+        for _ in 0..MOST_TRIES {
+            let Some(wait) = self.loader.settle_for() else { return };
+            tokio::time::sleep(wait).await;
+            self.relist(&BTreeSet::new());
+        }
+    }
+
+    /// How many VMs something was begun on that will be finished soon, and what the first waits for.
+    pub(super) fn waiting_for(&self) -> Option<(usize, String)> {
+        let mut waiting = self.seen.iter().filter_map(|(name, seen)| Some((name, seen.under_way.as_ref()?)));
+        let (name, why) = waiting.next()?;
+        Some((1 + waiting.count(), format!("{name}: {why}")))
+    }
+
+    /// Lets go of what is still under way: the time ran out.
+    pub(super) fn stop_waiting(&mut self) {
+        for seen in self.seen.values_mut() {
+            seen.under_way = None;
+        }
+        self.wakeups.clear();
+    }
+
+    /// What the pass came to.
+    pub(super) fn outcome(self, timed_out: bool) -> Outcome {
+        let digest = self.verdicts().digest;
+        let failures = self.seen.iter().filter_map(|(name, seen)| Some((name.clone(), seen.failure.clone()?)));
+        let failures = failures.collect();
+        let vms = self.seen.into_iter().map(|(name, seen)| (name, seen.plan)).collect();
+        let problems = self.desired.problems.clone();
+        Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, timed_out }
+    }
+}
+
+fn has_unmet(plan: &VmPlan) -> bool {
+    plan.holds.iter().any(|hold| matches!(hold, Hold::Unmet(_)))
+}

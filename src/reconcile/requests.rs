@@ -1,0 +1,114 @@
+//! What `restart`, `delete`, `approve` and `adopt` ask for, written down where the next look finds it.
+
+use std::path::Path;
+
+use super::Stead;
+use crate::act;
+use crate::control::{Reply, Request};
+use crate::desired::Desired;
+use crate::names::VmName;
+use crate::observed::Record;
+use crate::observed::handles::HandleCache;
+use crate::observed::process::ProcessScan;
+use crate::observed::snapshot::Looker;
+use crate::state::{Approval, FORMAT_VERSION, GateState, Ledger, encode};
+
+/// Writes a request about one VM into its ledger. Only its own worker, or whoever holds STATE/lock, may call this.
+pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, request: &Request) -> Reply {
+    match request {
+        Request::Restart { name } => change(stead, looker, name, |ledger| {
+            if ledger.accepted.is_none() && !desired.vms.contains_key(name) {
+                return Err(format!("no manifest declares {name}, so it could not be started again"));
+            }
+            ledger.restart_requested = true;
+            Ok(format!("{name} will be restarted"))
+        }),
+        Request::Delete { name } => change(stead, looker, name, |ledger| {
+            if let Some(declaration) = desired.vms.get(name).and_then(|declarations| declarations.first()) {
+                let origin = &declaration.origin;
+                return Err(format!("{name} is declared in {origin}: remove it there, or it would be started again"));
+            }
+            ledger.delete_requested = true;
+            Ok(format!("{name} will be deleted"))
+        }),
+        Request::Approve { .. } | Request::Adopt { .. } | Request::Ping => {
+            Reply::refused("this request is not about one VM")
+        }
+    }
+}
+
+fn change(
+    stead: &Stead,
+    looker: &Looker<'_>,
+    name: &VmName,
+    apply: impl FnOnce(&mut Ledger) -> Result<String, String>,
+) -> Reply {
+    let (mut ledger, flaw) = looker.read_ledger(name);
+    let known = looker.read_record(name) != Record::Missing || ledger.accepted.is_some();
+    if !known {
+        return Reply::refused(format!("there is no VM {name}; `stead get` lists them"));
+    }
+    let done = match apply(&mut ledger) {
+        Ok(done) => done,
+        Err(why) => return Reply::refused(why),
+    };
+    let path = stead.layout.ledger(name);
+    let written = match flaw {
+        Some(_) => stead.host.set_aside(&path).map(drop),
+        None => Ok(()),
+    };
+    match written.and_then(|()| stead.host.write_durable(&path, &encode(&ledger))) {
+        Ok(()) => Reply::done(done),
+        Err(error) => Reply::refused(format!("writing {}: {error}", path.display())),
+    }
+}
+
+/// Approves the plan of this digest, if it is the one that the gates hold back now.
+pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, digest: &str) -> Reply {
+    match held {
+        None => return Reply::refused("no gate holds anything back now; `stead plan` shows what would be done"),
+        Some(held) if held != digest => {
+            return Reply::refused(format!(
+                "the plan has changed: its digest is {held} now; look at it with `stead plan` before you approve it"
+            ));
+        }
+        Some(_) => {}
+    }
+    let approved = GateState {
+        version: FORMAT_VERSION,
+        approval: Some(Approval { digest: digest.to_owned() }),
+        ..gates.clone()
+    };
+    match stead.host.write_durable(&stead.layout.gates(), &encode(&approved)) {
+        Ok(()) => {
+            *gates = approved;
+            Reply::done(format!("approved {digest}"))
+        }
+        Err(error) => Reply::refused(format!("writing {}: {error}", stead.layout.gates().display())),
+    }
+}
+
+/// Takes over the VMs that another manager left in `dir`.
+pub(super) fn adopt(stead: &Stead, cache: &HandleCache, scan: &ProcessScan, dir: &Path) -> (Reply, Vec<VmName>) {
+    let vmms = stead.host.vmm_facts();
+    let results = act::adopt(&stead.actor(cache, &vmms), &stead.looker(cache, scan), dir);
+    let mut lines = Vec::new();
+    let mut names = Vec::new();
+    let mut failed = false;
+    for result in results {
+        match result {
+            Ok(adopted) => {
+                tracing::info!(vm = %adopted.name, action = "adopt", "adopted pid {}", adopted.pid);
+                lines.push(format!("{}: adopted, pid {}", adopted.name, adopted.pid));
+                lines.extend(adopted.notes.iter().map(|note| format!("{}: {note}", adopted.name)));
+                names.push(adopted.name);
+            }
+            Err(error) => {
+                failed = true;
+                lines.push(error.to_string());
+            }
+        }
+    }
+    let text = lines.join("\n");
+    (if failed { Reply::refused(text) } else { Reply::done(text) }, names)
+}

@@ -1,0 +1,353 @@
+//! One VM's turn: look, plan, act, and look again, until there is nothing to do now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Progress, Stead, requests};
+use crate::act::{ActError, Actor, Outcome};
+use crate::control::{Reply, Request};
+use crate::desired::Desired;
+use crate::host::{ProcessIdentity, VmmFacts};
+use crate::names::VmName;
+use crate::observed::handles::HandleCache;
+use crate::observed::process::ProcessScan;
+use crate::observed::snapshot::{Looker, Shared as SharedLook};
+use crate::observed::{Fact, ObservedVm};
+use crate::plan::{Action, Context, Hold, TeardownReason, VmPlan, gates};
+use crate::state::{Deletion, FORMAT_VERSION, GateState, encode};
+use crate::status::{self, EventType, NewEvent, Status};
+use crate::time::Now;
+use crate::wakeups::Reason;
+
+/// Looks in one turn, at most: a VM that still wants something then is queued again behind the others.
+const MOST_ROUNDS: usize = 12;
+/// How soon a guest that should be running by now is asked for the first time, and how often later on: the wait is a
+/// quarter of the time already waited, between these two.
+const START_POLL: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
+/// How soon a VM is looked at again whose identity could not be told.
+const UNKNOWN_POLL: Duration = Duration::from_secs(5);
+
+/// What all turns share.
+pub(super) struct Shared {
+    pub(super) stead: Stead,
+    pub(super) cache: HandleCache,
+    pub(super) scan: ProcessScan,
+    pub(super) gates: Mutex<GateState>,
+    /// The process of each VM whose end is watched.
+    watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
+    statuses: Mutex<BTreeMap<VmName, Arc<Status>>>,
+    exits: mpsc::UnboundedSender<VmName>,
+}
+
+/// What one turn goes by.
+pub(super) struct Turn {
+    pub(super) name: VmName,
+    pub(super) reasons: BTreeSet<Reason>,
+    pub(super) desired: Arc<Desired>,
+    pub(super) verdicts: Arc<gates::Verdicts>,
+    pub(super) requests: Vec<(Request, oneshot::Sender<Reply>)>,
+    pub(super) progress: mpsc::UnboundedSender<Progress>,
+    /// What the VM was held for at the end of its last turn: said again only when it changes.
+    pub(super) held_before: Vec<String>,
+}
+
+/// How one turn ended.
+pub(super) struct Report {
+    pub(super) observed: ObservedVm,
+    pub(super) plan: VmPlan,
+    pub(super) changes: usize,
+    pub(super) failure: Option<String>,
+    /// Look again after this long, at the latest.
+    pub(super) wake: Option<Duration>,
+    /// Whether something was begun that will be finished soon: a one-shot pass waits for it.
+    pub(super) under_way: Option<String>,
+}
+
+/// How the actions of one round ended.
+enum Round {
+    /// All were carried out: look again.
+    Done,
+    /// One goes on later.
+    Later(String, Duration),
+    /// One failed; the flag says that the next look may know what to do about it.
+    Failed(ActError, bool),
+}
+
+impl Shared {
+    pub(super) fn new(stead: Stead, gates: GateState, exits: mpsc::UnboundedSender<VmName>) -> Self {
+        Self {
+            stead,
+            cache: HandleCache::default(),
+            scan: ProcessScan::default(),
+            gates: Mutex::new(gates),
+            watched: Mutex::default(),
+            statuses: Mutex::default(),
+            exits,
+        }
+    }
+
+    pub(super) fn looker(&self) -> Looker<'_> {
+        self.stead.looker(&self.cache, &self.scan)
+    }
+
+    /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
+    pub(super) fn work(&self, turn: Turn) -> Report {
+        let Turn { name, reasons, desired, verdicts, requests, progress, held_before } = turn;
+        for (request, reply) in requests {
+            let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
+            // Whoever asked may have gone away; what was asked for is on record all the same.
+            let _ = reply.send(answer);
+        }
+        if reasons.contains(&Reason::Startup) || reasons.contains(&Reason::Resync) {
+            self.tidy(&name);
+        }
+        let vmms = self.stead.host.vmm_facts();
+        let actor = self.stead.actor(&self.cache, &vmms);
+        let mut events = Vec::new();
+        let report = self.rounds(&name, &desired, &verdicts, &actor, &progress, &mut events);
+        self.tell_holds(&report, &held_before, &mut events);
+        self.publish(&report, &vmms, events);
+        report
+    }
+
+    fn rounds(
+        &self,
+        name: &VmName,
+        desired: &Desired,
+        verdicts: &gates::Verdicts,
+        actor: &Actor<'_>,
+        progress: &mpsc::UnboundedSender<Progress>,
+        events: &mut Vec<NewEvent>,
+    ) -> Report {
+        let mut changes = 0;
+        let mut failure = None;
+        for _ in 0..MOST_ROUNDS {
+            let observed = self.looker().look(name, &SharedLook::default());
+            self.watch(&observed);
+            let now = self.stead.host.now();
+            let context = Context { desired, vmms: actor.vmms, policy: &self.stead.settings.policy, now: &now };
+            let plan = context.plan_vm(name, &observed, verdicts.of(name));
+            if plan.actions.is_empty() {
+                let wake = wake_after(&plan, &observed, &now);
+                let under_way = under_way(&plan);
+                return Report { observed, plan, changes, failure, wake, under_way };
+            }
+            match self.carry_out(&observed, &plan, actor, progress, events, &mut changes) {
+                Round::Done => {}
+                Round::Later(why, wake) => {
+                    return Report { observed, plan, changes, failure, wake: Some(wake), under_way: Some(why) };
+                }
+                Round::Failed(error, look_again) => {
+                    let text = error.to_string();
+                    tracing::warn!(vm = %name, "failed: {text}");
+                    events.push(NewEvent::new(EventType::Warning, "Failed", &text));
+                    let _ = progress.send(Progress::Failed { vm: name.clone(), error: text.clone() });
+                    failure = Some(text);
+                    if !look_again {
+                        return Report { observed, plan, changes, failure, wake: None, under_way: None };
+                    }
+                }
+            }
+        }
+        let observed = self.looker().look(name, &SharedLook::default());
+        let plan = VmPlan { actions: Vec::new(), holds: Vec::new(), notes: Vec::new(), wake: None };
+        let under_way = Some("it changes faster than it can be settled".to_owned());
+        Report { observed, plan, changes, failure, wake: Some(UNKNOWN_POLL), under_way }
+    }
+
+    fn carry_out(
+        &self,
+        observed: &ObservedVm,
+        plan: &VmPlan,
+        actor: &Actor<'_>,
+        progress: &mpsc::UnboundedSender<Progress>,
+        events: &mut Vec<NewEvent>,
+        changes: &mut usize,
+    ) -> Round {
+        // One action a round: the next one is planned by what can be seen after it.
+        let (name, Some(action)) = (&observed.name, plan.actions.first()) else { return Round::Done };
+        let _ = progress.send(Progress::Acting { vm: name.clone(), action: action.to_string() });
+        if let Err(error) = self.count_deletion(name, action) {
+            return Round::Failed(error, false);
+        }
+        match actor.act(observed, action) {
+            Ok(Outcome::Done(what)) => {
+                *changes += 1;
+                tracing::info!(vm = %name, action = action.kind(), "{what}");
+                events.push(NewEvent::new(EventType::Normal, action.event_reason(), &what));
+                let _ = progress.send(Progress::Done { vm: name.clone(), action: what });
+                Round::Done
+            }
+            Ok(Outcome::Later(what, deadline)) => {
+                *changes += 1;
+                let now = self.stead.host.now();
+                Round::Later(what, now.until(&deadline).unwrap_or_default())
+            }
+            // A failed start is on record: the next look frees what it made and counts it.
+            Err(error) => Round::Failed(error, matches!(action, Action::Start { .. })),
+        }
+    }
+
+    /// A deletion by absence is counted, durably, before it begins: a crash between counts it once too often, never too
+    /// seldom.
+    fn count_deletion(&self, name: &VmName, action: &Action) -> Result<(), ActError> {
+        let absent = matches!(action, Action::Teardown { reason: TeardownReason::Absent, .. } | Action::Forget);
+        if !absent {
+            return Ok(());
+        }
+        let mut gates = lock(&self.gates);
+        let now = self.stead.host.now();
+        let window = self.stead.settings.policy.prune_window;
+        gates.deletions.retain(|deletion| now.since(&deletion.at).is_some_and(|age| age < window));
+        if gates.deletions.iter().any(|deletion| deletion.name == *name) {
+            return Ok(());
+        }
+        let of = self.looker().known_vms().map_or(0, |vms| vms.len());
+        let at = now.deadline(Duration::ZERO);
+        gates.deletions.push(Deletion { name: name.clone(), at, of });
+        gates.version = FORMAT_VERSION;
+        let written = self.stead.host.write_durable(&self.stead.layout.gates(), &encode(&*gates));
+        written.map_err(|error| ActError::one("writing gates.json", error))
+    }
+
+    /// Has the kernel tell of the end of the VM's process.
+    fn watch(&self, observed: &ObservedVm) {
+        let Fact::Present(vmm) = &observed.process else {
+            if observed.process.is_absent() {
+                lock(&self.watched).remove(&observed.name);
+            }
+            return;
+        };
+        self.cache.set_process(&observed.name, vmm.clone());
+        let identity = vmm.process.identity;
+        if lock(&self.watched).insert(observed.name.clone(), identity) == Some(identity) {
+            return;
+        }
+        let (exits, name) = (self.exits.clone(), observed.name.clone());
+        let tell = move || {
+            // The loop may have ended before the VM did.
+            let _ = exits.send(name);
+        };
+        if let Err(error) = self.stead.host.watch_exit(&vmm.process, Box::new(tell)) {
+            tracing::warn!(vm = %observed.name, "its end will be noticed late, at the next full pass: {error}");
+            lock(&self.watched).remove(&observed.name);
+        }
+    }
+
+    /// Sweeps up after crashed writes and keeps the logs within their bound.
+    fn tidy(&self, name: &VmName) {
+        let layout = &self.stead.layout;
+        if let Err(error) = self.stead.host.sweep_temporaries(&layout.vm_dir(name)) {
+            tracing::warn!(vm = %name, "sweeping temporary files: {error}");
+        }
+        for log in [layout.console_log(name), layout.vmm_log(name)] {
+            if let Err(error) = self.stead.host.trim_log(&log, self.stead.settings.log_limit) {
+                tracing::warn!(vm = %name, "trimming {}: {error}", log.display());
+            }
+        }
+    }
+
+    /// Says what holds the VM back, when that changed.
+    fn tell_holds(&self, report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
+        let name = &report.observed.name;
+        let held = holds_of(&report.plan);
+        for hold in held.iter().filter(|hold| !before.contains(hold)) {
+            tracing::warn!(vm = %name, "held: {hold}");
+            events.push(NewEvent::new(EventType::Warning, "Held", hold));
+        }
+        if held.is_empty() && !before.is_empty() && report.changes == 0 {
+            tracing::info!(vm = %name, "no longer held");
+        }
+    }
+
+    /// Writes status.json, when it says anything new.
+    fn publish(&self, report: &Report, vmms: &VmmFacts, events: Vec<NewEvent>) {
+        let observed = &report.observed;
+        let name = &observed.name;
+        let path = self.stead.layout.status(name);
+        if is_forgotten(observed, &report.plan) {
+            lock(&self.statuses).remove(name);
+            return;
+        }
+        let previous = lock(&self.statuses).get(name).cloned().or_else(|| {
+            let bytes = self.stead.host.read_state_file(&path).ok().flatten()?;
+            serde_json::from_slice(&bytes).ok().map(Arc::new)
+        });
+        let advisories = advisories(observed, vmms);
+        let input = status::StatusInput {
+            observed,
+            plan: &report.plan,
+            last_error: report.failure.as_deref(),
+            advisories: &advisories,
+        };
+        let now = self.stead.host.now();
+        let status = Arc::new(status::compute(previous.as_deref(), &input, events, &now));
+        if previous.as_ref() != Some(&status) {
+            let folder = self.stead.layout.vm_dir(name);
+            let write = || {
+                self.stead.host.make_folder(&folder)?;
+                self.stead.host.write_file(&path, &encode(&*status))
+            };
+            if let Err(error) = write() {
+                tracing::warn!(vm = %name, "writing status.json: {error}");
+                return;
+            }
+        }
+        lock(&self.statuses).insert(name.clone(), status);
+    }
+}
+
+/// What holds a VM back and should be known to people.
+pub(super) fn holds_of(plan: &VmPlan) -> Vec<String> {
+    let worth_saying = |hold: &&Hold| !hold.is_at_rest() && !matches!(hold, Hold::Starting | Hold::PruneDelay(_));
+    plan.holds.iter().filter(worth_saying).map(ToString::to_string).collect()
+}
+
+/// Whether nothing is left of the VM but what outlives its deletion.
+pub(super) fn is_forgotten(observed: &ObservedVm, plan: &VmPlan) -> bool {
+    observed.ledger.accepted.is_none()
+        && observed.record == crate::observed::Record::Missing
+        && observed.process.is_absent()
+        && plan.holds.is_empty()
+        && plan.actions.is_empty()
+}
+
+fn under_way(plan: &VmPlan) -> Option<String> {
+    let wait = |hold: &&Hold| matches!(hold, Hold::Starting | Hold::PruneDelay(_));
+    plan.holds.iter().find(wait).map(ToString::to_string)
+}
+
+/// When to look again at a VM for which there is nothing to do now.
+fn wake_after(plan: &VmPlan, observed: &ObservedVm, now: &Now) -> Option<Duration> {
+    let deadline = plan.wake.as_ref().map(|wake| now.until(wake).unwrap_or_default());
+    let poll = plan.holds.iter().find_map(|hold| match hold {
+        // Nobody tells when a VMM's API comes up; it does within milliseconds.
+        Hold::Starting => {
+            let began = observed.record.handles().and_then(|handles| handles.began.as_ref());
+            let waited = began.and_then(|began| now.since(began)).unwrap_or_default();
+            Some((waited / 4).clamp(START_POLL.0, START_POLL.1))
+        }
+        Hold::IdentityUnknown(_) | Hold::Unhealthy(_) | Hold::Unmet(_) => Some(UNKNOWN_POLL),
+        _ => None,
+    });
+    [deadline, poll].into_iter().flatten().min()
+}
+
+/// Known holes of the VMM that runs this VM.
+fn advisories(observed: &ObservedVm, vmms: &VmmFacts) -> Vec<String> {
+    let Some(vmm) = observed.process.present() else { return Vec::new() };
+    let program = match vmm.vmm {
+        crate::spec::VmmKind::Firecracker => &vmms.firecracker,
+        crate::spec::VmmKind::Qemu => &vmms.qemu,
+    };
+    let version = program.as_ref().ok().and_then(|program| program.version.as_deref());
+    version.map_or_else(Vec::new, |version| crate::vmm::advisories::of(vmm.vmm, version))
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each use leaves the value whole, so a panic elsewhere while it was locked did not break it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,211 @@
+//! Reasons to look at VMs: one slot a VM, so that a burst of events leads to one look, and no two workers are ever on one
+//! VM.
+//!
+//! Names are queued, not events: a wakeup carries no state, and what is to be done is found by looking. A wakeup during
+//! work means exactly one more look after it (the dirty and processing sets of Kubernetes' client-go work queue). Of two
+//! deadlines the earlier wins.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use crate::names::VmName;
+
+/// Why a VM is looked at. For people and counters; nothing is decided from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// stead started.
+    Startup,
+    /// Its manifest, or the listing it is in, changed.
+    Manifest,
+    /// Its VMM ended.
+    Exited,
+    /// A moment came: back-off, grace, prune delay, a guest that should be running by now.
+    Deadline,
+    /// Everything is looked at again.
+    Resync,
+    /// Somebody asked.
+    Request,
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Wakeups {
+    slots: BTreeMap<VmName, Slot>,
+    ready: VecDeque<VmName>,
+    deadlines: BTreeSet<(Instant, VmName)>,
+    working: usize,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    reasons: BTreeSet<Reason>,
+    deadline: Option<Instant>,
+    working: bool,
+}
+
+impl Wakeups {
+    /// Has the VM looked at as soon as a worker is free.
+    pub fn wake(&mut self, name: &VmName, reason: Reason) {
+        let slot = self.slots.entry(name.clone()).or_default();
+        // While it is worked on, the reason alone is kept: `finish` queues it again, once.
+        if slot.reasons.is_empty() && !slot.working {
+            self.ready.push_back(name.clone());
+        }
+        slot.reasons.insert(reason);
+    }
+
+    /// Has the VM looked at at this moment, or earlier if an earlier one was set.
+    pub fn wake_at(&mut self, name: &VmName, when: Instant) {
+        let slot = self.slots.entry(name.clone()).or_default();
+        if slot.deadline.is_some_and(|earlier| earlier <= when) {
+            return;
+        }
+        if let Some(later) = slot.deadline.replace(when) {
+            self.deadlines.remove(&(later, name.clone()));
+        }
+        self.deadlines.insert((when, name.clone()));
+    }
+
+    /// The next VM to work on, with every reason that came together; it is the caller's until [`Wakeups::finish`].
+    pub fn take(&mut self, now: Instant) -> Option<(VmName, BTreeSet<Reason>)> {
+        while let Some((when, name)) = self.deadlines.first().cloned() {
+            if when > now {
+                break;
+            }
+            self.deadlines.remove(&(when, name.clone()));
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.deadline = None;
+            }
+            self.wake(&name, Reason::Deadline);
+        }
+        let name = self.ready.pop_front()?;
+        let slot = self.slots.entry(name.clone()).or_default();
+        slot.working = true;
+        // The look that follows is the one the deadline would have led to, and sets a new one if it needs one.
+        if let Some(deadline) = slot.deadline.take() {
+            self.deadlines.remove(&(deadline, name.clone()));
+        }
+        self.working += 1;
+        let reasons = std::mem::take(&mut slot.reasons);
+        Some((name, reasons))
+    }
+
+    /// Gives the VM back. If it was woken meanwhile it is queued once more.
+    pub fn finish(&mut self, name: &VmName) {
+        let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.working) else { return };
+        slot.working = false;
+        self.working -= 1;
+        if !slot.reasons.is_empty() {
+            self.ready.push_back(name.clone());
+        } else if slot.deadline.is_none() {
+            self.slots.remove(name);
+        }
+    }
+
+    /// Forgets everyone who waits; who is being worked on stays so.
+    pub fn clear(&mut self) {
+        self.ready.clear();
+        self.deadlines.clear();
+        self.slots.retain(|_, slot| {
+            slot.reasons.clear();
+            slot.deadline = None;
+            slot.working
+        });
+    }
+
+    /// When the next deadline comes.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(when, _)| *when)
+    }
+
+    /// Whether nobody works and nobody waits for a worker. Deadlines may be set.
+    pub fn is_idle(&self) -> bool {
+        self.working == 0 && self.ready.is_empty()
+    }
+
+    /// How many VMs are being worked on.
+    pub fn working(&self) -> usize {
+        self.working
+    }
+
+    /// How many VMs wait for a worker.
+    pub fn depth(&self) -> usize {
+        self.ready.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn vm(name: &str) -> VmName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_burst_of_wakeups_is_one_look() {
+        let mut wakeups = Wakeups::default();
+        for _ in 0..1_000 {
+            wakeups.wake(&vm("a"), Reason::Manifest);
+            wakeups.wake(&vm("a"), Reason::Exited);
+        }
+        let (name, reasons) = wakeups.take(Instant::now()).unwrap();
+        assert_eq!((name, reasons), (vm("a"), BTreeSet::from([Reason::Manifest, Reason::Exited])));
+        assert_eq!(wakeups.take(Instant::now()), None);
+    }
+
+    #[test]
+    fn a_wakeup_during_work_is_exactly_one_more_look_and_never_a_second_worker() {
+        let mut wakeups = Wakeups::default();
+        wakeups.wake(&vm("a"), Reason::Startup);
+        wakeups.take(Instant::now()).unwrap();
+        wakeups.wake(&vm("a"), Reason::Manifest);
+        wakeups.wake(&vm("a"), Reason::Manifest);
+        assert_eq!(wakeups.take(Instant::now()), None);
+        wakeups.finish(&vm("a"));
+        assert!(wakeups.take(Instant::now()).is_some());
+        wakeups.finish(&vm("a"));
+        assert_eq!(wakeups.take(Instant::now()), None);
+        assert!(wakeups.is_idle());
+        assert!(wakeups.slots.is_empty(), "a VM with nothing to wait for takes no room");
+    }
+
+    #[test]
+    fn the_earlier_of_two_deadlines_wins_and_fires_once() {
+        let mut wakeups = Wakeups::default();
+        let now = Instant::now();
+        let (soon, later) = (now + Duration::from_secs(1), now + Duration::from_secs(9));
+        wakeups.wake_at(&vm("a"), later);
+        wakeups.wake_at(&vm("a"), soon);
+        wakeups.wake_at(&vm("a"), later);
+        assert_eq!(wakeups.next_deadline(), Some(soon));
+        assert_eq!(wakeups.take(now), None);
+        assert!(wakeups.take(soon).is_some());
+        wakeups.finish(&vm("a"));
+        assert_eq!(wakeups.take(later), None);
+        assert_eq!(wakeups.next_deadline(), None);
+    }
+
+    #[test]
+    fn one_vm_at_work_delays_no_other() {
+        let mut wakeups = Wakeups::default();
+        wakeups.wake(&vm("stuck"), Reason::Startup);
+        wakeups.take(Instant::now()).unwrap();
+        wakeups.wake(&vm("b"), Reason::Startup);
+        assert_eq!(wakeups.take(Instant::now()).unwrap().0, vm("b"));
+    }
+
+    #[test]
+    fn a_deadline_that_comes_during_work_is_not_lost() {
+        let mut wakeups = Wakeups::default();
+        let now = Instant::now();
+        wakeups.wake(&vm("a"), Reason::Startup);
+        wakeups.take(now).unwrap();
+        wakeups.wake_at(&vm("a"), now);
+        assert_eq!(wakeups.take(now), None);
+        wakeups.finish(&vm("a"));
+        assert!(wakeups.take(now).is_some());
+    }
+}

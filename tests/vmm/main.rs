@@ -1,0 +1,10 @@
+//! `stead` on real Firecracker and real QEMU, through its command line alone.
+//!
+//! Each test has folders of its own, waits on conditions with a bound, and leaves nothing behind, also when it fails.
+
+mod bed;
+mod crash;
+mod faults;
+mod lifecycle;
+mod saving;
+mod strangers;
