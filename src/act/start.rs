@@ -142,7 +142,7 @@ impl Actor<'_> {
         let launch = vmm::launch(&vmm::LaunchInput {
             spec: &vm.spec,
             kind: handles.vmm,
-            id: &handles.uid.process_id(handles.incarnation),
+            id: handles.uid.process_id(handles.incarnation),
             api_socket: &handles.api_socket,
             identity_socket: handles.identity_socket.as_deref(),
             config_file: &self.layout.vmm_config(name),

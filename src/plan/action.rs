@@ -248,7 +248,7 @@ impl fmt::Display for Action {
             Self::Persist { reason } => write!(f, "persist: {reason}"),
             Self::Start { incarnation, vmm, .. } => write!(f, "start with {vmm}, incarnation {incarnation}"),
             Self::Teardown { reason, .. } => write!(f, "teardown: {reason}"),
-            Self::Forget => f.write_str("forget: nothing of it is left"),
+            Self::Forget => f.write_str("forget it: only the count of its incarnations stays"),
             Self::Pause => f.write_str("pause"),
             Self::Resume => f.write_str("resume"),
             Self::RepairTap { tap, bridge: Some(bridge) } => write!(f, "put tap {tap} back on bridge {bridge}"),

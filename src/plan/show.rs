@@ -39,7 +39,7 @@ pub fn summary(plan: &Plan) -> String {
     let torn_down = count(&|vm| has(vm, "teardown")) - replaced;
     let other = count(&|vm| !vm.actions.is_empty() && !has(vm, "start") && !has(vm, "teardown"));
     let held = count(&|vm| vm.holds.iter().any(|hold| !hold.is_at_rest()));
-    let unchanged = count(&|vm| vm.actions.is_empty());
+    let unchanged = count(&|vm| vm.actions.is_empty() && vm.holds.iter().all(Hold::is_at_rest));
     let counts = [
         (started, "to start"),
         (replaced, "to replace"),

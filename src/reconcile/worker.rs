@@ -19,7 +19,7 @@ use crate::observed::{Fact, ObservedVm};
 use crate::plan::claims::Claims;
 use crate::plan::gates::Verdict;
 use crate::plan::{Action, Context, Hold, TeardownReason, VmPlan};
-use crate::state::{Deletion, FORMAT_VERSION, GateState, encode};
+use crate::state::{Deletion, FORMAT_VERSION, GateState, Phase, encode};
 use crate::status::{self, NewEvent, Status};
 use crate::time::Now;
 use crate::wakeups::Reason;
@@ -191,6 +191,12 @@ impl Shared {
             }
             Ok(Outcome::Later(what, deadline)) => {
                 *changes += 1;
+                // Told once: the same step is taken again each time the VM is looked at until it is done.
+                let is_new = observed.record.handles().is_none_or(|handles| handles.phase != Phase::Stopping);
+                if is_new {
+                    tracing::info!(vm = %name, action = action.kind(), "{action}: {what}");
+                    events.push(NewEvent::normal("Stopping", format!("{action}: {what}")));
+                }
                 let now = self.stead.host.now();
                 Round::Later(what, now.until(&deadline).unwrap_or_default())
             }

@@ -14,12 +14,15 @@ pub enum Feature {
 /// The features that VMMs started by stead have. Neither is used yet.
 const USED: &[Feature] = &[];
 
+/// Major, minor, patch.
+type Version = (u32, u32, u32);
+
 /// One known hole.
 struct Advisory {
     id: &'static str,
     vmm: VmmKind,
     /// First and last affected version, both included.
-    ranges: &'static [((u32, u32, u32), (u32, u32, u32))],
+    ranges: &'static [(Version, Version)],
     feature: Feature,
     what: &'static str,
     cure: &'static str,
@@ -31,7 +34,7 @@ const TABLE: &[Advisory] = &[
         vmm: VmmKind::Firecracker,
         ranges: &[((1, 13, 0), (1, 14, 3)), ((1, 15, 0), (1, 15, 0))],
         feature: Feature::Pci,
-        what: "virtio over PCI lets a guest write out of bounds",
+        what: "a hole in virtio over PCI",
         cure: "update to 1.14.4, 1.15.1 or later, or run without --enable-pci",
     },
     Advisory {
@@ -39,7 +42,7 @@ const TABLE: &[Advisory] = &[
         vmm: VmmKind::Firecracker,
         ranges: &[((0, 0, 0), (1, 13, 1)), ((1, 14, 0), (1, 14, 0))],
         feature: Feature::Jailer,
-        what: "the jailer follows links that a local user placed",
+        what: "a hole in the jailer",
         cure: "update to 1.13.2, 1.14.1 or later",
     },
 ];
@@ -62,7 +65,7 @@ pub fn with_features(vmm: VmmKind, version: &str, features: &[Feature]) -> Vec<S
 }
 
 /// `1.14.3`, `1.14.3-dev`: a suffix is left out, since a build of one's own has the holes of what it was built from.
-fn read_version(text: &str) -> Option<(u32, u32, u32)> {
+fn read_version(text: &str) -> Option<Version> {
     let number = text.split(|c: char| c != '.' && !c.is_ascii_digit()).next()?;
     let mut parts = number.split('.').map(|part| part.parse().ok());
     let version = (parts.next()??, parts.next()??, parts.next().unwrap_or(Some(0))?);

@@ -16,14 +16,14 @@ use crate::spec::{Disk, MacAddress, NetworkInterface, VmSpec, VmmKind};
 use crate::state::TapHandle;
 
 /// Everything that decides how a VMM is started.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LaunchInput<'a> {
     /// What it should run.
     pub spec: &'a VmSpec,
     /// Which kind of VMM.
     pub kind: VmmKind,
     /// The id argument by which the process is recognised: [`crate::names::VmUid::process_id`].
-    pub id: &'a str,
+    pub id: String,
     /// Where its API listens.
     pub api_socket: &'a Path,
     /// A second socket that only tells who listens, for a VMM whose API serves one client.
@@ -57,14 +57,12 @@ pub struct Launch {
 pub fn launch(input: &LaunchInput<'_>) -> Launch {
     match input.kind {
         VmmKind::Firecracker => Launch {
-            args: firecracker::arguments(input.id, input.api_socket, input.config_file),
+            args: firecracker::arguments(&input.id, input.api_socket, input.config_file),
             config: Some(firecracker::config(input.spec, input.taps)),
             // Firecracker's serial port is its standard output.
             stdout: input.console_log.to_owned(),
         },
-        VmmKind::Qemu => {
-            Launch { args: qemu::arguments(input), config: None, stdout: input.vmm_log.to_owned() }
-        }
+        VmmKind::Qemu => Launch { args: qemu::arguments(input), config: None, stdout: input.vmm_log.to_owned() },
     }
 }
 
@@ -101,9 +99,9 @@ fn virtio_disk_name(index: usize) -> String {
 fn mac_address(interface: &NetworkInterface, tap: &TapHandle) -> MacAddress {
     interface.mac_address.unwrap_or_else(|| {
         let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("stead.dev/mac/{}", tap.tap).as_bytes());
-        let [a, b, c, d, e, ..] = *hash.as_bytes();
         // 06: unicast and locally administered (IEEE 802).
-        format!("06:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}").parse().expect("six pairs, and the first one is 06")
+        let text = hash.as_bytes()[..5].iter().fold("06".to_owned(), |text, byte| format!("{text}:{byte:02x}"));
+        text.parse().expect("six pairs, and the first one is 06")
     })
 }
 
@@ -153,7 +151,7 @@ pub(crate) mod tests {
         LaunchInput {
             spec,
             kind,
-            id: "6ba7b810-9dad-51d1-80b4-00c04fd430c8-3",
+            id: "6ba7b810-9dad-51d1-80b4-00c04fd430c8-3".into(),
             api_socket: Path::new("/r/a.sock"),
             identity_socket: Some(Path::new("/r/a.id.sock")),
             config_file: Path::new("/s/vmm.json"),

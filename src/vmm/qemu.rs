@@ -68,7 +68,7 @@ pub fn arguments(input: &LaunchInput<'_>) -> Vec<OsString> {
     };
     let mut args = Arguments(Vec::new());
     // Exactly the id: by this argument the process is recognised.
-    args.pair("-name", input.id);
+    args.pair("-name", &input.id);
     args.flag("-nodefaults");
     args.flag("-no-user-config");
     args.pair("-display", "none");
@@ -86,11 +86,9 @@ pub fn arguments(input: &LaunchInput<'_>) -> Vec<OsString> {
     if let Some(initrd) = &spec.boot.initrd {
         args.pair("-initrd", initrd.as_os_str());
     }
-    let mut command_line = super::kernel_command_line(spec);
-    if !kvm {
-        command_line = format!("{command_line} {TCG_KERNEL_ARGS}").trim_start().to_owned();
-    }
-    args.pair("-append", command_line);
+    let command_line = super::kernel_command_line(spec);
+    let told = if kvm { command_line } else { format!("{command_line} {TCG_KERNEL_ARGS}").trim_start().to_owned() };
+    args.pair("-append", told);
 
     let console = option("file,id=console,append=on,path=", input.console_log, "");
     args.pair("-chardev", console);
