@@ -3,6 +3,8 @@
 //! `observed` is given only a [`HostView`], so that looking cannot change anything. Every call is synchronous and bounded
 //! in time; the loop runs them on blocking threads. API calls and file writes are effects like any other.
 
+pub mod linux;
+
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,0 +1,197 @@
+//! Which VMMs can run here, each fact with what to do where it is missing.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{LinuxHostConfig, spawn};
+use crate::host::{Program, VmmFacts};
+use crate::vmm::{firecracker, qemu};
+
+/// How long a program may take to tell its version.
+const VERSION_BOUND: Duration = Duration::from_secs(5);
+
+nix::ioctl_write_int_bad!(
+    /// `KVM_GET_API_VERSION` (linux/kvm.h). Its argument must be 0: one that is left out is whatever stands in the register,
+    /// and KVM answers EINVAL.
+    kvm_get_api_version,
+    0xAE00
+);
+
+/// The only version of KVM's API there ever was since it became stable (`Documentation/virt/kvm/api.rst`).
+const KVM_API_VERSION: i32 = 12;
+
+/// What was learnt of programs, so that each is asked once.
+pub(super) struct Facts {
+    config: LinuxHostConfig,
+    versions: Mutex<HashMap<FileStamp, Option<String>>>,
+}
+
+/// A program's file: another one, or the same with other content, is asked anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct FileStamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Facts {
+    pub(super) fn new(config: LinuxHostConfig) -> Self {
+        Self { config, versions: Mutex::default() }
+    }
+
+    pub(super) fn get(&self) -> VmmFacts {
+        let qemu_name = format!("qemu-system-{}", std::env::consts::ARCH);
+        VmmFacts {
+            firecracker: self.program(
+                self.config.firecracker.as_deref(),
+                "firecracker",
+                "install the release from https://github.com/firecracker-microvm/firecracker/releases, or say where it is \
+                 (STEAD_FIRECRACKER)",
+                firecracker::read_version,
+            ),
+            qemu: self.program(
+                self.config.qemu.as_deref(),
+                &qemu_name,
+                "install it (Debian, Ubuntu: apt-get install qemu-system-x86), or say where it is (STEAD_QEMU)",
+                qemu::read_version,
+            ),
+            kvm: check_kvm(Path::new("/dev/kvm")),
+        }
+    }
+
+    fn program(
+        &self,
+        configured: Option<&Path>,
+        default: &str,
+        advice: &str,
+        read_version: fn(&str) -> Option<String>,
+    ) -> Result<Program, String> {
+        let wanted = configured.unwrap_or(Path::new(default));
+        let path = find(wanted).ok_or_else(|| match configured {
+            Some(path) => format!("{} is no program that can be run: {advice}", path.display()),
+            None => format!("{default} is not in PATH: {advice}"),
+        })?;
+        let version = self.version(&path, read_version);
+        Ok(Program { path, version })
+    }
+
+    fn version(&self, path: &Path, read_version: fn(&str) -> Option<String>) -> Option<String> {
+        let metadata = fs::metadata(path).ok()?;
+        let stamp = FileStamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        };
+        let known = || self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(version) = known().get(&stamp) {
+            return version.clone();
+        }
+        let version = ask_version(path).ok().as_deref().and_then(read_version);
+        known().insert(stamp, version.clone());
+        version
+    }
+}
+
+/// The absolute path of a program: as it is if it has a `/`, else found in `PATH`.
+fn find(wanted: &Path) -> Option<PathBuf> {
+    let is_program = |path: &Path| {
+        fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    if wanted.components().count() > 1 || wanted.is_absolute() {
+        // The VMM starts in another folder.
+        return std::path::absolute(wanted).ok().filter(|path| is_program(path));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    let mut folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+    folders.find_map(|folder| Some(folder.join(wanted)).filter(|path| is_program(path)))
+}
+
+/// What `PROGRAM --version` prints. A program that does not end is killed.
+fn ask_version(path: &Path) -> io::Result<String> {
+    // A file rather than a pipe: nobody has to read while it runs.
+    let output = rustix::fs::memfd_create("version", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut output = File::from(output);
+    let stdout = output.try_clone()?;
+    #[expect(clippy::disallowed_methods, reason = "this is the room that runs programs")]
+    let mut command = Command::new(path);
+    command.arg("--version").stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null()).current_dir("/");
+    let mut child = spawn::alone(|| command.spawn())?;
+    if !ends_within(child.id(), VERSION_BOUND)? {
+        child.kill()?;
+    }
+    child.wait()?;
+    output.rewind()?;
+    let mut bytes = Vec::new();
+    output.take(4096).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether a child of ours ends in time.
+fn ends_within(child: u32, bound: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(child).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let timeout = Timespec::try_from(bound).map_err(io::Error::other)?;
+    Ok(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? > 0)
+}
+
+/// Whether KVM can be used, else what to do.
+fn check_kvm(device: &Path) -> Result<(), String> {
+    let shown = device.display();
+    let file = OpenOptions::new().read(true).write(true).open(device).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "{shown} is missing: enable virtualisation in the firmware, or nested virtualisation of the host if this is a \
+             VM, and load the kernel module kvm_intel or kvm_amd"
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "{shown} may not be opened by this user: add the user to the group kvm (usermod -aG kvm USER) and log in again"
+        ),
+        _ => format!("{shown} cannot be opened: {error}"),
+    })?;
+    // SAFETY: the request takes no argument and writes no memory of ours; on another device it fails.
+    match unsafe { kvm_get_api_version(file.as_raw_fd(), 0) } {
+        Ok(KVM_API_VERSION) => Ok(()),
+        Ok(version) => {
+            Err(format!("{shown} has API version {version}, and VMMs need {KVM_API_VERSION}: update the kernel"))
+        }
+        Err(errno) => Err(format!("{shown} does not answer as KVM does: {errno}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_missing_or_not_kvm_is_told_with_what_to_do() {
+        assert!(check_kvm(Path::new("/nonexistent/kvm")).unwrap_err().contains("kvm_intel"));
+        assert!(check_kvm(Path::new("/dev/null")).unwrap_err().contains("does not answer as KVM"));
+    }
+
+    #[test]
+    fn a_program_is_found_by_path_or_by_name() {
+        assert!(find(Path::new("sh")).is_some_and(|path| path.is_absolute()));
+        assert_eq!(find(Path::new("/bin/sh")), Some(PathBuf::from("/bin/sh")));
+        assert_eq!(find(Path::new("no-such-program-anywhere")), None);
+        assert_eq!(find(Path::new("/etc/passwd")), None, "it is not executable");
+    }
+
+    #[test]
+    fn a_missing_program_is_told_with_what_to_do() {
+        let config = LinuxHostConfig { firecracker: Some("/nonexistent/fc".into()), qemu: Some("no-such-qemu".into()) };
+        let facts = Facts::new(config).get();
+        assert!(facts.firecracker.unwrap_err().starts_with("/nonexistent/fc is no program"));
+        assert!(facts.qemu.unwrap_err().contains("STEAD_QEMU"));
+    }
+}

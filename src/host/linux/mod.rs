@@ -1,0 +1,220 @@
+//! The real host: system calls, netlink messages and the VMMs' sockets. The only home of `unsafe`.
+//!
+//! Nothing here decides anything. Every call is bounded in time: files and processes are local, and what waits for a
+//! VMM or for netlink has a deadline of its own.
+
+#![allow(
+    unsafe_code,
+    reason = "ioctls, pre_exec and registering a pidfd have no safe form; each block says why it is sound"
+)]
+
+mod clock;
+mod exits;
+mod facts;
+mod files;
+mod io_thread;
+mod lock;
+mod logs;
+mod netlink;
+mod peer;
+mod process;
+mod spawn;
+mod tap;
+mod vmm_client;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{
+    GuestState, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError, SpawnRequest,
+    StateFileError, Tap, VmmCommand, VmmError, VmmFacts,
+};
+use crate::desired::FileId;
+use crate::spec::VmmKind;
+use crate::state::ExitStatus;
+use crate::time::Now;
+
+/// What the real host must be told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinuxHostConfig {
+    /// Firecracker's program: a path, or a name to be found in `PATH`; `None` is `firecracker`.
+    pub firecracker: Option<PathBuf>,
+    /// QEMU's program, in the same way; `None` is `qemu-system-` and this machine's architecture.
+    pub qemu: Option<PathBuf>,
+}
+
+/// This machine.
+///
+/// Children are waited for by their pidfds here and nowhere else: a `waitpid(-1)` elsewhere in the process would take
+/// their exit status away, and let a pid be recycled while it is still looked at.
+pub struct LinuxHost {
+    clock: clock::Clock,
+    facts: facts::Facts,
+    exits: exits::Exits,
+    io: io_thread::IoThread,
+}
+
+impl LinuxHost {
+    /// The machine this process runs on.
+    ///
+    /// # Errors
+    /// When `/proc` does not tell which boot this is.
+    pub fn new(config: LinuxHostConfig) -> io::Result<Self> {
+        spawn::keep_exit_statuses();
+        Ok(Self {
+            clock: clock::Clock::new()?,
+            facts: facts::Facts::new(config),
+            exits: exits::Exits::default(),
+            io: io_thread::IoThread::default(),
+        })
+    }
+}
+
+impl HostView for LinuxHost {
+    fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    fn read_state_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
+        files::read_state_file(path)
+    }
+
+    fn list_folder(&self, path: &Path) -> io::Result<Vec<String>> {
+        files::list_folder(path)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        files::exists(path)
+    }
+
+    fn file_id(&self, path: &Path) -> io::Result<Option<FileId>> {
+        files::file_id(path)
+    }
+
+    fn check_access(&self, path: &Path, write: bool) -> io::Result<()> {
+        files::check_access(path, write)
+    }
+
+    fn socket_peer(&self, socket: &Path) -> SocketPeer {
+        peer::socket_peer(socket)
+    }
+
+    fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
+        process::open(pid)
+    }
+
+    fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
+        process::inspect(process)
+    }
+
+    fn probe_lock(&self, lock: &Path) -> LockProbe {
+        lock::probe(lock)
+    }
+
+    fn scan_processes(&self) -> io::Result<Vec<(i32, String)>> {
+        process::scan()
+    }
+
+    fn exit_status(&self, process: &ProcessHandle) -> ExitStatus {
+        self.exits.status(process)
+    }
+
+    fn watch_exit(&self, process: &ProcessHandle, on_exit: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        self.exits.watch(&self.io, process, on_exit)
+    }
+
+    fn query_vmm(
+        &self,
+        vmm: VmmKind,
+        api_socket: &Path,
+        peer: &ProcessHandle,
+        bound: Duration,
+    ) -> Result<GuestState, VmmError> {
+        vmm_client::query(&self.io, vmm, api_socket, peer, bound)
+    }
+
+    fn taps(&self) -> io::Result<Vec<Tap>> {
+        tap::all(&self.io)
+    }
+
+    fn tap(&self, name: &str) -> io::Result<Option<Tap>> {
+        tap::one(&self.io, name)
+    }
+
+    fn vmm_facts(&self) -> VmmFacts {
+        self.facts.get()
+    }
+}
+
+impl HostOps for LinuxHost {
+    fn make_folder(&self, path: &Path) -> io::Result<bool> {
+        files::make_folder(path)
+    }
+
+    fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        files::write(path, bytes, files::Durability::PowerCut)
+    }
+
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        files::write(path, bytes, files::Durability::Process)
+    }
+
+    fn remove_file(&self, path: &Path, durable: bool) -> io::Result<bool> {
+        files::remove(path, durable)
+    }
+
+    fn set_aside(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        files::set_aside(path, self.clock.now().wall)
+    }
+
+    fn sweep_temporaries(&self, folder: &Path) -> io::Result<usize> {
+        files::sweep_temporaries(folder)
+    }
+
+    fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool> {
+        logs::trim(path, limit)
+    }
+
+    fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {
+        let child = spawn::spawn(request)?;
+        self.exits.register(&child);
+        Ok(child)
+    }
+
+    fn kill(&self, process: &ProcessHandle) -> io::Result<bool> {
+        process::kill(process)
+    }
+
+    fn command_vmm(
+        &self,
+        vmm: VmmKind,
+        api_socket: &Path,
+        peer: &ProcessHandle,
+        command: VmmCommand,
+        bound: Duration,
+    ) -> Result<(), VmmError> {
+        vmm_client::command(&self.io, vmm, api_socket, peer, command, bound)
+    }
+
+    fn create_tap(&self, name: &str, alias: &str, bridge: Option<&str>) -> io::Result<()> {
+        tap::create(&self.io, name, alias, bridge)
+    }
+
+    fn set_tap_bridge(&self, name: &str, bridge: Option<&str>) -> io::Result<()> {
+        tap::set_bridge(&self.io, name, bridge)
+    }
+
+    fn tag_tap(&self, name: &str, alias: &str) -> io::Result<()> {
+        tap::tag(&self.io, name, alias)
+    }
+
+    fn delete_tap(&self, name: &str, alias: &str) -> io::Result<bool> {
+        tap::delete(&self.io, name, alias)
+    }
+}
+
+/// An error of this kind that says `text`.
+fn error(kind: io::ErrorKind, text: impl Into<String>) -> io::Error {
+    io::Error::new(kind, text.into())
+}

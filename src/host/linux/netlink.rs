@@ -1,0 +1,133 @@
+//! Network interfaces by rtnetlink(7): one connection an operation, bounded in time.
+
+use std::io;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
+
+use super::io_thread::IoThread;
+
+/// The kernel answers in milliseconds; deleting an interface waits for others to let go of it, some tens of them.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// What is needed of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) alias: Option<String>,
+    /// The index of the bridge, bond … it is a port of.
+    pub(super) master: Option<u32>,
+    pub(super) up: bool,
+    /// Whether it is a tun or tap device.
+    pub(super) is_tun: bool,
+}
+
+/// Runs a conversation with the kernel.
+pub(super) fn talk<T, F, Fut>(io: &IoThread, conversation: F) -> io::Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce(Handle) -> Fut + Send + 'static,
+    Fut: Future<Output = io::Result<T>> + Send,
+{
+    io.run(BOUND, async move {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let driver = tokio::spawn(connection);
+        let result = conversation(handle).await;
+        driver.abort();
+        result
+    })?
+}
+
+/// The interface of this name.
+pub(super) async fn by_name(handle: &Handle, name: &str) -> io::Result<Option<Link>> {
+    first(handle.link().get().match_name(name.to_owned()).execute()).await
+}
+
+/// The interface of this index.
+pub(super) async fn by_index(handle: &Handle, index: u32) -> io::Result<Option<Link>> {
+    first(handle.link().get().match_index(index).execute()).await
+}
+
+/// Every interface.
+pub(super) async fn all(handle: &Handle) -> io::Result<Vec<Link>> {
+    let mut links = Vec::new();
+    let mut replies = std::pin::pin!(handle.link().get().execute());
+    while let Some(reply) = replies.next().await {
+        links.push(read(reply.map_err(into_io)?));
+    }
+    Ok(links)
+}
+
+/// What is to be changed of an interface, all in one message.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Change {
+    pub(super) alias: Option<String>,
+    /// The index of the bridge; 0 takes it off any.
+    pub(super) master: Option<u32>,
+    pub(super) up: bool,
+}
+
+/// Changes an interface.
+pub(super) async fn change(handle: &Handle, index: u32, change: Change) -> io::Result<()> {
+    let mut message = LinkMessageBuilder::<LinkUnspec>::new().index(index);
+    if let Some(alias) = change.alias {
+        message = message.alias(alias);
+    }
+    if let Some(master) = change.master {
+        message = message.controller(master);
+    }
+    if change.up {
+        message = message.up();
+    }
+    handle.link().change(message.build()).execute().await.map_err(into_io)
+}
+
+/// Removes an interface.
+pub(super) async fn delete(handle: &Handle, index: u32) -> io::Result<()> {
+    handle.link().del(index).execute().await.map_err(into_io)
+}
+
+async fn first(
+    replies: impl futures_util::Stream<Item = Result<LinkMessage, rtnetlink::Error>>,
+) -> io::Result<Option<Link>> {
+    match std::pin::pin!(replies).next().await {
+        Some(Ok(message)) => Ok(Some(read(message))),
+        None => Ok(None),
+        Some(Err(error)) => {
+            let error = into_io(error);
+            if error.raw_os_error() == Some(nix::libc::ENODEV) { Ok(None) } else { Err(error) }
+        }
+    }
+}
+
+fn read(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        alias: None,
+        master: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+        is_tun: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|alias| !alias.is_empty()),
+            LinkAttribute::Controller(master) => link.master = Some(master).filter(|master| *master != 0),
+            LinkAttribute::LinkInfo(info) => link.is_tun |= info.contains(&LinkInfo::Kind(InfoKind::Tun)),
+            _ => {}
+        }
+    }
+    link
+}
+
+/// The kernel's own error number where there is one.
+fn into_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}

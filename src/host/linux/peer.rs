@@ -1,0 +1,114 @@
+//! Who listens on a unix socket, told by the kernel (`SO_PEERPIDFD` and `SO_PEERCRED`, unix(7)).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as nix_connect, getsockopt, socket};
+
+use super::process;
+use crate::host::{ProcessHandle, SocketPeer};
+
+/// A connection that was made, or why there is none.
+pub(super) enum Connected {
+    /// Connected; the socket does not block.
+    To(OwnedFd),
+    /// There is no such file.
+    NoSocket,
+    /// Nobody listens.
+    Refused,
+    /// The queue of connections not yet accepted is full.
+    Full,
+    /// Anything else.
+    Failed(io::Error),
+}
+
+/// Connects without waiting: a unix socket's listener is there or it is not.
+pub(super) fn connect(path: &Path) -> Connected {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let attempt = || -> Result<OwnedFd, Errno> {
+        let address = UnixAddr::new(path)?;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        nix_connect(fd.as_raw_fd(), &address)?;
+        Ok(fd)
+    };
+    match attempt() {
+        Ok(fd) => Connected::To(fd),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Connected::NoSocket,
+        Err(Errno::ECONNREFUSED) => Connected::Refused,
+        Err(Errno::EAGAIN) => Connected::Full,
+        Err(errno) => Connected::Failed(errno.into()),
+    }
+}
+
+/// Who listens on the socket at this path.
+pub(super) fn socket_peer(path: &Path) -> SocketPeer {
+    match connect(path) {
+        Connected::To(fd) => peer_of(path, &fd),
+        Connected::NoSocket => SocketPeer::NoSocket,
+        Connected::Refused => SocketPeer::NobodyListens,
+        Connected::Full => SocketPeer::Unknown("its queue of connections is full".to_owned()),
+        Connected::Failed(error) => SocketPeer::Unknown(error.to_string()),
+    }
+}
+
+/// Who listens at the other end of this connection to `path`.
+pub(super) fn peer_of(path: &Path, fd: &OwnedFd) -> SocketPeer {
+    let pinned = match getsockopt(fd, PeerPidfd) {
+        Ok(pidfd) => pid_of(&pidfd).map(|pid| pid.map(|pid| (pid, pidfd))),
+        // The process is gone, and reaped; nobody can be named.
+        Err(Errno::ESRCH | Errno::ENODATA | Errno::EINVAL) => Ok(None),
+        // Before Linux 6.5.
+        Err(Errno::ENOPROTOOPT) => by_credentials(path, fd),
+        Err(errno) => Err(errno.into()),
+    };
+    let handle = match pinned {
+        Ok(Some((pid, pidfd))) => process::identify(pid, pidfd),
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match handle {
+        // Called listen() once and died: whoever inherited the socket is not known to the kernel.
+        Ok(handle) => handle.filter(process::is_alive).map_or(SocketPeer::NobodyListens, SocketPeer::Listener),
+        Err(error) => SocketPeer::Unknown(error.to_string()),
+    }
+}
+
+/// The pid behind a pidfd, from `/proc/self/fdinfo` (pidfd_open(2)); `None` when it has been reaped.
+fn pid_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+    match pid {
+        Some(0) => Err(io::Error::other("the listener is in a pid namespace that cannot be seen from here")),
+        Some(pid) if pid > 0 => Ok(Some(pid)),
+        _ => Ok(None),
+    }
+}
+
+/// By pid, which is pinned and then asked for again: if it is still the listener's after it was pinned, then it was his
+/// when it was pinned, or has been another's all along, whose argument vector tells.
+fn by_credentials(path: &Path, fd: &OwnedFd) -> io::Result<Option<(i32, OwnedFd)>> {
+    let pid = getsockopt(fd, PeerCredentials)?.pid();
+    let Some(number) = (pid > 0).then(|| rustix::process::Pid::from_raw(pid)).flatten() else { return Ok(None) };
+    let pidfd = match rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    match connect(path) {
+        Connected::To(again) if getsockopt(&again, PeerCredentials)?.pid() == pid => Ok(Some((pid, pidfd))),
+        Connected::To(_) | Connected::Full => Err(io::Error::other("the listener changed while it was looked at")),
+        Connected::NoSocket | Connected::Refused => Ok(None),
+        Connected::Failed(error) => Err(error),
+    }
+}
+
+/// Whether two handles are of one process. Both pinned and alive, equal pids are enough.
+pub(super) fn is_same(one: &ProcessHandle, other: &ProcessHandle) -> bool {
+    match (one.identity.pidfd_inode, other.identity.pidfd_inode) {
+        (Some(one), Some(other)) => one == other,
+        _ => one.identity.pid == other.identity.pid && process::is_alive(one) && process::is_alive(other),
+    }
+}
