@@ -207,6 +207,6 @@ mod tests {
         assert_eq!(read_raw_status(1 << 8), ExitStatus::Code(1));
         assert_eq!(read_raw_status(9), ExitStatus::Signal(9));
         // With a core dump.
-        assert_eq!(read_raw_status(11 | 0x80), ExitStatus::Signal(11));
+        assert_eq!(read_raw_status(0x0b | 0x80), ExitStatus::Signal(11));
     }
 }

@@ -96,7 +96,7 @@ mod tests {
     fn the_copied_tail_begins_at_a_line_and_ends_as_the_log_did() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let text: String = (0..20_000).map(|number| format!("line {number}\n")).collect();
+        let text = (0..20_000).fold(String::new(), |text, number| text + &format!("line {number}\n"));
         #[expect(clippy::disallowed_methods, reason = "a test's own file")]
         std::fs::write(&path, &text).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();

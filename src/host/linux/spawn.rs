@@ -113,7 +113,7 @@ fn prepare_child() -> io::Result<()> {
         if libc::setsid() < 0 {
             return Err(io::Error::last_os_error());
         }
-        // What an ancestor ignored would stay ignored; SIGKILL and SIGSTOP refuse, and are as they should be.
+        // What an ancestor ignored would stay ignored. SIGKILL, SIGSTOP and the C library's own refuse, and may.
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
