@@ -10,6 +10,7 @@
 //! [`reconcile`] draws this picture in code. The rooms:
 
 pub mod act;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod desired;

@@ -87,9 +87,9 @@ pub enum Progress {
 }
 
 /// What a one-shot pass came to.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// What is left.
+    /// What is left to do, and what is held.
     pub plan: Plan,
     /// Actions carried out.
     pub changes: usize,
@@ -182,7 +182,9 @@ impl control::Handler for ToEngine {
         if self.0.send((request, reply)).await.is_err() {
             return requests::refused("stead is stopping; ask again when it is back");
         }
-        answer.await.unwrap_or_else(|_| requests::refused("stead stopped before it was done; ask again when it is back"))
+        answer
+            .await
+            .unwrap_or_else(|_| requests::refused("stead stopped before it was done; ask again when it is back"))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is wrong with a manifest, and what its author is told.
 
+#![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -179,8 +181,10 @@ fn only_files_with_the_name_of_a_manifest_are_read() {
     folder.write("cache.json", r#"{"apiVersion":"stead.dev/v1alpha1","kind":"VirtualMachine","metadata":{"name":"cache"},"spec":{"memory":"1Mi","boot":{"kernel":"/k"}}}"#);
     let desired = folder.load();
     assert!(desired.problems.is_empty(), "{:?}", desired.problems);
-    assert_eq!(desired.vms.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["cache", "db", "web"]);
+    assert_eq!(desired.vms.keys().map(stead::names::VmName::as_str).collect::<Vec<_>>(), ["cache", "db", "web"]);
 }
+
+type Make = fn(&Path);
 
 #[test]
 fn a_file_that_cannot_be_read_hides_nothing_and_costs_little() {
@@ -188,7 +192,6 @@ fn a_file_that_cannot_be_read_hides_nothing_and_costs_little() {
     folder.write("web.yaml", GOOD);
     assert!(complete(&folder.load()));
     let path = folder.0.path().join("odd.yaml");
-    type Make = fn(&Path);
     let odd: [(&str, Make, &str); 7] = [
         ("a FIFO", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap(), "this is no regular file"),
         ("a dangling link", |path| symlink("nowhere", path).unwrap(), "this link leads nowhere"),
@@ -229,7 +232,7 @@ fn a_file_that_turns_unreadable_keeps_declaring_its_vms() {
 fn without_permission_to_read_a_source_is_incomplete() {
     let mut folder = Folder::new();
     folder.write("web.yaml", GOOD);
-    fs::set_permissions(folder.0.path().join("web.yaml"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(folder.0.path().join("web.yaml"), fs::Permissions::from_mode(0o000)).unwrap();
     // Root may read anything: the file is judged by an unprivileged `stead validate`.
     let readable = fs::read(folder.0.path().join("web.yaml")).is_ok();
     if readable {

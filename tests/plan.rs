@@ -7,6 +7,8 @@
 //!
 //! `UPDATE_GOLDEN=1` rewrites the expected texts.
 
+#![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
+
 mod model;
 
 use std::collections::BTreeSet;

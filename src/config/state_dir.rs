@@ -281,6 +281,7 @@ fn io_error(what: &'static str, path: &Path, source: io::Error) -> StateError {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
 mod tests {
     use super::*;
     use crate::cli::test_settings;

@@ -126,7 +126,8 @@ impl Engine {
             }
         }
         // A source that became complete, or another folder in its place, decides about VMs that it does not declare.
-        let undeclared: Vec<VmName> = self.seen.keys().filter(|name| !desired.vms.contains_key(*name)).cloned().collect();
+        let undeclared: Vec<VmName> =
+            self.seen.keys().filter(|name| !desired.vms.contains_key(*name)).cloned().collect();
         let sources_changed = before.sources != desired.sources;
         self.note_absences(&undeclared);
         for name in undeclared.iter().filter(|_| sources_changed) {
@@ -224,7 +225,9 @@ impl Engine {
                 let absences = self.absences.clone();
                 self.relist(&BTreeSet::new());
                 let desired = Arc::clone(&self.desired);
-                self.absences.since.extend(absences.since.into_iter().filter(|(name, _)| !desired.vms.contains_key(name)));
+                self.absences
+                    .since
+                    .extend(absences.since.into_iter().filter(|(name, _)| !desired.vms.contains_key(name)));
             }
         } else {
             self.absences.since.insert(name.clone(), now.deadline(Duration::ZERO));
@@ -235,7 +238,8 @@ impl Engine {
     /// Who uses which image; only a VM with disks asks.
     fn claims_for(&self, name: &VmName) -> Claims {
         let declarations = self.desired.vms.get(name).into_iter().flatten();
-        let has_disks = declarations.filter_map(|declaration| declaration.vm.as_ref().ok()).any(|vm| !vm.spec.disks.is_empty());
+        let has_disks =
+            declarations.filter_map(|declaration| declaration.vm.as_ref().ok()).any(|vm| !vm.spec.disks.is_empty());
         if has_disks { Claims::of(&self.desired, self.seen()) } else { Claims::default() }
     }
 
@@ -246,7 +250,15 @@ impl Engine {
     fn verdicts(&self) -> gates::Verdicts {
         let now = self.stead().host.now();
         let gates = worker::lock(&self.shared.gates).clone();
-        gates::decide(&self.desired, self.seen(), &gates, &self.absences, &self.stead().settings.policy, self.allow, &now)
+        gates::decide(
+            &self.desired,
+            self.seen(),
+            &gates,
+            &self.absences,
+            &self.stead().settings.policy,
+            self.allow,
+            &now,
+        )
     }
 
     /// The next thing that happens to a VM. May be dropped and called again without losing anything.

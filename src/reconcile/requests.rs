@@ -72,11 +72,8 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
         }
         Some(_) => {}
     }
-    let approved = GateState {
-        version: FORMAT_VERSION,
-        approval: Some(Approval { digest: digest.to_owned() }),
-        ..gates.clone()
-    };
+    let approved =
+        GateState { version: FORMAT_VERSION, approval: Some(Approval { digest: digest.to_owned() }), ..gates.clone() };
     match stead.host.write_durable(&stead.layout.gates(), &encode(&approved)) {
         Ok(()) => {
             *gates = approved;

@@ -2,8 +2,8 @@
 
 use super::compute::StatusInput;
 use super::{ConditionStatus, ConditionType, VmPhase};
-use crate::plan::{Action, Hold};
 use crate::observed::Record;
+use crate::plan::{Action, Hold};
 
 /// A condition before it is known when it last flipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,9 @@ fn progressing(input: &StatusInput<'_>) -> Verdict {
 fn under_way(action: &Action) -> Option<(&'static str, String)> {
     match action {
         Action::Record { .. } | Action::Persist { .. } => None,
-        Action::Start { incarnation, vmm, .. } => Some(("Starting", format!("to be started by {vmm}, life {incarnation}"))),
+        Action::Start { incarnation, vmm, .. } => {
+            Some(("Starting", format!("to be started by {vmm}, life {incarnation}")))
+        }
         Action::Teardown { reason, .. } => Some(("TearingDown", reason.to_string())),
         Action::Forget => Some(("Forgetting", "it was deleted".to_owned())),
         Action::Pause => Some(("Pausing", "to be paused".to_owned())),

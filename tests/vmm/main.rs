@@ -2,6 +2,8 @@
 //!
 //! Each test has folders of its own, waits on conditions with a bound, and leaves nothing behind, also when it fails.
 
+#![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
+
 mod bed;
 mod crash;
 mod faults;

@@ -1,0 +1,137 @@
+//! What a person is told when a command could not run.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+use super::{Exit, Term};
+use crate::config::{LockError, StateError};
+use crate::control::ControlError;
+use crate::reconcile::ReconcileError;
+
+/// Why a command could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The state cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its lock was not got.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The pass could not be made.
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
+    /// The running stead gave no answer.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// What was asked for makes no sense here.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
+    /// A file or a part of the system did not do its part.
+    #[error("could not {what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be watched.
+    #[error("could not watch for changes")]
+    Watch(#[from] notify::Error),
+    /// Something cannot be written as JSON or YAML.
+    #[error("could not write this as text: {0}")]
+    Format(String),
+    /// The output could not be written.
+    #[error("could not write the output")]
+    Output(#[source] io::Error),
+    /// Whoever read the output has seen enough, as `head` does. No error to tell of.
+    #[error("the reader of the output went away")]
+    ReaderGone,
+}
+
+impl CliError {
+    /// `could not WHAT`, with what the kernel said.
+    pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { what: what.into(), source }
+    }
+
+    /// What a person can do about it.
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::State(error) => error.hint(),
+            Self::Usage { hint, .. } => hint.clone(),
+            Self::Lock(LockError::Held { .. }) => {
+                Some("one stead acts on a state at a time; stop it, wait for it, or use another --state-dir".to_owned())
+            }
+            Self::Control(ControlError::TimedOut(_)) => {
+                Some("look at its log; it can be killed and started again without harm to any VM".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// The exit status that tells scripts.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Lock(LockError::Held { .. }) => Exit::Locked,
+            Self::ReaderGone => Exit::Converged,
+            _ => Exit::Failed,
+        }
+    }
+}
+
+/// Errors of writing to the output: a reader that went away is no failure of ours.
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::ReaderGone } else { Self::Output(error) }
+    }
+}
+
+/// Tells of an error on standard error: what, why, and what to do.
+pub fn report(error: &CliError, term: &Term) {
+    if matches!(error, CliError::ReaderGone) {
+        return;
+    }
+    // With standard error gone there is nobody left to tell.
+    let _ = io::stderr().write_all(describe(error, term).as_bytes());
+}
+
+fn describe(error: &CliError, term: &Term) -> String {
+    let mut text = format!("{} {error}", term.err.bad("error:"));
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text.push('\n');
+    if let Some(hint) = error.hint() {
+        text += &format!("{} {hint}\n", term.err.strong("hint:"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::ColorChoice;
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_what_to_do() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = CliError::State(StateError::Io { what: "make", path: "/var/lib/stead".into(), source: denied });
+        let text = describe(&error, &Term::new(ColorChoice::Never));
+        assert!(text.starts_with("error: could not make /var/lib/stead: permission denied\nhint: "), "{text}");
+    }
+
+    #[test]
+    fn a_held_lock_is_temporary_and_a_reader_gone_is_no_failure() {
+        let held = LockError::Held { holder: None, state_dir: "/s".into() };
+        assert_eq!(CliError::Lock(held).exit(), Exit::Locked);
+        assert_eq!(CliError::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit(), Exit::Converged);
+    }
+}

@@ -1,0 +1,195 @@
+//! The `stead` command: one file per command, and what they share.
+
+mod adopt;
+mod approve;
+mod ask;
+mod completions;
+mod delete;
+mod describe;
+mod error;
+mod exit;
+mod flags;
+mod get;
+mod logs;
+mod plan;
+mod progress;
+mod reconcile;
+mod render;
+mod restart;
+mod run;
+mod schema;
+mod table;
+mod term;
+mod validate;
+
+pub use error::{CliError, report};
+pub use exit::Exit;
+pub use flags::{Flags, LogFormat};
+pub use term::{ColorChoice, Term};
+
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Access, Settings, open_state};
+use crate::host::linux::{LinuxHost, LinuxHostConfig};
+use crate::reconcile::Stead;
+
+/// Keeps this host's microVMs as YAML manifests declare them
+///
+/// Manifests in a folder say which VMs should exist; stead looks at which do, plans what is missing, and does it.
+/// Stopping, killing or upgrading stead never stops a VM.
+#[derive(Debug, Parser)]
+#[command(name = "stead", version, max_term_width = 120, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "\
+Examples:
+  stead validate web.yaml      check a manifest without touching the host
+  stead plan                   see what would be done, and why
+  stead run                    keep the host as declared, until stopped
+  stead get                    see every VM
+
+Exit status:
+  0   done, or nothing to do
+  1   could not run, or bad input
+  2   finished, but a VM failed, is held or is backing off, or the time was up
+  3   changes pending (plan, reconcile --dry-run)
+  4   a safety gate refused; `stead plan` shows which, and the digest to approve
+  75  another stead works on this state
+
+Every flag has a STEAD_* variable; `--help` shows them.")]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What stead can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Keep the host as declared, until stopped
+    Run(run::Args),
+    /// Make one pass to convergence, for cron
+    Reconcile(reconcile::Args),
+    /// Show what would be done, and why
+    Plan(plan::Args),
+    /// Show VMs, their liveness proven anew
+    Get(get::Args),
+    /// Show everything about one VM
+    Describe(describe::Args),
+    /// Show the guest's console, or the VMM's own log
+    Logs(logs::Args),
+    /// Restart a VM once
+    Restart(restart::Args),
+    /// Stop a VM that no manifest declares, and forget it
+    Delete(delete::Args),
+    /// Take over VMs that another manager left
+    Adopt(adopt::Args),
+    /// Let deletions through that a safety gate holds back
+    Approve(approve::Args),
+    /// Check manifests without touching the host
+    Validate(validate::Args),
+    /// Print the JSON Schema of manifests, for editors
+    Schema(schema::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+}
+
+/// What every command works with.
+#[derive(Debug)]
+pub struct Context {
+    /// What the user set; not needed by commands that touch neither host nor state.
+    flags: Flags,
+    /// Where output goes.
+    pub term: Term,
+}
+
+impl Context {
+    /// Reads colours off the flags and the environment.
+    pub fn new(flags: Flags) -> Self {
+        let term = Term::new(flags.color);
+        Self { flags, term }
+    }
+
+    /// What the user set, with defaults filled in.
+    fn settings(&self) -> Result<Settings, CliError> {
+        self.flags.settings(&crate::config::Environment::current())
+    }
+
+    /// The state, and the host it is on.
+    fn stead(&self, access: Access) -> Result<Stead, CliError> {
+        let settings = self.settings()?;
+        let layout = open_state(&settings, access)?;
+        let config =
+            LinuxHostConfig { firecracker: Some(settings.firecracker.clone()), qemu: Some(settings.qemu.clone()) };
+        let host = LinuxHost::new(config).map_err(|error| CliError::io("look at this host", error))?;
+        Ok(Stead { settings, layout, host: Arc::new(host) })
+    }
+}
+
+/// What the loop runs on: workers block on threads of their own.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    built.map_err(|error| CliError::io("start threads", error))
+}
+
+/// Carries out a command.
+pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Run(args) => run::execute(context, &args),
+        Command::Reconcile(args) => reconcile::execute(context, &args),
+        Command::Plan(args) => plan::execute(context, &args),
+        Command::Get(args) => get::execute(context, &args),
+        Command::Describe(args) => describe::execute(context, &args),
+        Command::Logs(args) => logs::execute(context, &args),
+        Command::Restart(args) => restart::execute(context, args),
+        Command::Delete(args) => delete::execute(context, args),
+        Command::Adopt(args) => adopt::execute(context, &args),
+        Command::Approve(args) => approve::execute(context, args),
+        Command::Validate(args) => validate::execute(context, &args),
+        Command::Schema(_) => schema::execute(context),
+        Command::Completions(args) => completions::execute(context, &args),
+    }
+}
+
+/// Settings whose every folder lies in `home`.
+#[cfg(test)]
+pub(crate) fn test_settings(home: &std::path::Path) -> Settings {
+    let cli = Cli::try_parse_from(["stead", "get"]).expect("a command line without flags is valid");
+    let environment = crate::config::Environment {
+        uid: 1000,
+        home: Some(home.to_owned()),
+        config_home: None,
+        state_home: None,
+        runtime_dir: Some(home.join("run")),
+        run_user: None,
+    };
+    cli.flags.settings(&environment).expect("every folder has a default")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_settings_has_a_variable_and_every_argument_a_help_text() {
+        let command = Cli::command();
+        for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+            let variable = arg.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+            assert!(variable.starts_with("STEAD_"), "{}", arg.get_id());
+        }
+        for sub in command.get_subcommands() {
+            for arg in sub.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {}", sub.get_name(), arg.get_id());
+            }
+        }
+    }
+}
