@@ -10,13 +10,17 @@
 //! [`reconcile`] draws this picture in code. The rooms:
 
 pub mod act;
+pub mod config;
+pub mod control;
 pub mod desired;
 pub mod host;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod reconcile;
 pub mod spec;
 pub mod state;
+pub mod status;
 pub mod time;
 pub mod vmm;
 pub mod wakeups;

@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::act::Actor;
 use crate::config::Settings;
@@ -147,7 +147,7 @@ impl Stead {
             layout: &self.layout,
             cache,
             vmms,
-            accel: self.settings.qemu_accel,
+            accel: self.settings.qemu_accel.into(),
             api_bound: self.settings.api_timeout,
         }
     }
@@ -173,22 +173,35 @@ impl Stead {
     }
 }
 
+/// Hands what clients ask to the loop, and its answer back.
+struct ToEngine(mpsc::Sender<(Request, oneshot::Sender<Reply>)>);
+
+impl control::Handler for ToEngine {
+    async fn handle(&self, request: Request) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        if self.0.send((request, reply)).await.is_err() {
+            return requests::refused("stead is stopping; ask again when it is back");
+        }
+        answer.await.unwrap_or_else(|_| requests::refused("stead stopped before it was done; ask again when it is back"))
+    }
+}
+
 /// Keeps the host as declared until `shutdown` resolves. Takes for granted that the caller holds STATE/lock.
 ///
 /// Its end ends no VM: they are recorded, and the next stead adopts them.
 pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(), ReconcileError> {
     let (requests, mut asked) = mpsc::channel(16);
     let socket = stead.layout.control_socket();
-    stead
-        .host
-        .make_folder(&stead.layout.run_dir)
-        .and_then(|_| control::serve(&socket, requests))
-        .map_err(|source| ReconcileError::Control { path: socket.clone(), source })?;
+    let listener = stead.host.make_folder(&stead.layout.run_dir).and_then(|_| control::bind(&stead.layout));
+    let listener = listener.map_err(|source| ReconcileError::Control { path: socket.clone(), source })?;
+    let server = tokio::spawn(control::serve(listener, Arc::new(ToEngine(requests))));
+    let host = Arc::clone(&stead.host);
 
     let mut watch = Watch::start(stead.settings.manifests.clone());
     let mut hangup = signal(tokio::signal::unix::SignalKind::hangup());
     let resync = stead.settings.resync;
-    let mut engine = Engine::new(stead, AllowPrune::default(), None);
+    // Nobody looks on: what its turns tell of their progress is in the log.
+    let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None);
     engine.relist(&std::collections::BTreeSet::new());
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
@@ -199,11 +212,9 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            report = engine.report() => engine.absorb(report?),
-            Some(name) = engine.exits.recv() => engine.wakeups.wake(&name, Reason::Exited),
+            event = engine.event() => engine.take_in(event)?,
             change = watch.next() => engine.relist(&change.unsettled),
             Some((request, reply)) = asked.recv() => engine.ask(request, reply),
-            () = engine.deadline() => {}
             () = tokio::time::sleep_until(next_resync) => {
                 watch.rearm_if_replaced();
                 engine.resync(Reason::Resync)?;
@@ -217,10 +228,14 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     }
     // A turn that was begun is finished: each is bounded, and its records are whole then.
     while engine.wakeups.working() > 0 {
-        let report = engine.report().await?;
-        engine.absorb(report);
+        engine.stop_waiting();
+        let event = engine.event().await;
+        engine.take_in(event)?;
     }
-    control::remove_socket(&socket);
+    server.abort();
+    if let Err(error) = host.remove_file(&socket, false) {
+        tracing::warn!("removing {}: {error}", socket.display());
+    }
     Ok(())
 }
 
@@ -231,30 +246,37 @@ pub async fn once(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Outcome, ReconcileError> {
     let give_up = tokio::time::Instant::now() + options.timeout;
-    let mut engine = Engine::new(stead.clone(), options.allow_prune, options.only.clone());
+    let (mut engine, mut steps) = Engine::new(stead.clone(), options.allow_prune, options.only.clone());
     engine.settle().await;
     engine.wake_all(Reason::Startup)?;
     let mut timed_out = false;
+    let mut said = None;
     loop {
-        engine.dispatch();
-        if let Some((vms, why)) = engine.waiting_for() {
-            progress(Progress::Waiting { vms, why });
-        } else if engine.wakeups.is_idle() {
+        if timed_out {
+            engine.stop_waiting();
+        } else {
+            engine.dispatch();
+        }
+        let waiting = engine.waiting_for();
+        if waiting.is_none() && engine.wakeups.is_idle() {
             break;
+        }
+        if waiting != said {
+            said.clone_from(&waiting);
+            if let Some((vms, why)) = waiting {
+                progress(Progress::Waiting { vms, why });
+            }
         }
         tokio::select! {
             biased;
-            Some(step) = engine.progress.recv() => progress(step),
-            report = engine.report() => engine.absorb(report?),
-            Some(name) = engine.exits.recv() => engine.wakeups.wake(&name, Reason::Exited),
-            () = engine.deadline() => {}
+            Some(step) = steps.recv() => progress(step),
+            event = engine.event() => engine.take_in(event)?,
             () = tokio::time::sleep_until(give_up), if !timed_out => {
                 timed_out = true;
-                engine.stop_waiting();
             }
         }
     }
-    while let Ok(step) = engine.progress.try_recv() {
+    while let Ok(step) = steps.try_recv() {
         progress(step);
     }
     Ok(engine.outcome(timed_out))
@@ -304,7 +326,7 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
             requests::approve(stead, &mut stead.gates(), held.as_deref(), digest)
         }
         Request::Adopt { dir } => requests::adopt(stead, &cache, &scan, dir).0,
-        Request::Ping => Reply::done(String::new()),
+        Request::Ping => requests::pong(),
     })
 }
 

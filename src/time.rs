@@ -70,6 +70,15 @@ pub struct Deadline {
     pub boot_ms: u64,
 }
 
+impl Deadline {
+    /// The moment `after` this one.
+    #[must_use]
+    pub fn after(&self, after: Duration) -> Self {
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        Self { boot_id: self.boot_id.clone(), boot_ms: self.boot_ms.saturating_add(after_ms) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -66,8 +66,8 @@ impl Wakeups {
         self.deadlines.insert((when, name.clone()));
     }
 
-    /// The next VM to work on, with every reason that came together; it is the caller's until [`Wakeups::finish`].
-    pub fn take(&mut self, now: Instant) -> Option<(VmName, BTreeSet<Reason>)> {
+    /// Has every VM whose deadline has come wait for a worker.
+    pub fn promote(&mut self, now: Instant) {
         while let Some((when, name)) = self.deadlines.first().cloned() {
             if when > now {
                 break;
@@ -78,6 +78,11 @@ impl Wakeups {
             }
             self.wake(&name, Reason::Deadline);
         }
+    }
+
+    /// The next VM to work on, with every reason that came together; it is the caller's until [`Wakeups::finish`].
+    pub fn take(&mut self, now: Instant) -> Option<(VmName, BTreeSet<Reason>)> {
+        self.promote(now);
         let name = self.ready.pop_front()?;
         let slot = self.slots.entry(name.clone()).or_default();
         slot.working = true;

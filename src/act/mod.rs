@@ -56,7 +56,8 @@ pub struct ActError {
 }
 
 impl ActError {
-    fn one(step: impl Into<String>, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// One failure: the step, and what went wrong.
+    pub fn one(step: impl Into<String>, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { failures: vec![(step.into(), error.into())] }
     }
 

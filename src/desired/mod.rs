@@ -3,6 +3,13 @@
 //! A source that is not complete never lets a VM count as absent: an unreadable folder, a file whose VM names cannot be
 //! read or a first listing still under way may hide any VM of its source.
 
+pub mod load;
+pub mod manifest;
+pub mod structure;
+pub mod validate;
+pub mod watch;
+pub mod yaml;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;

@@ -27,7 +27,7 @@ impl Plan {
 }
 
 /// What to do about one VM.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct VmPlan {
     /// In this order; one that cannot be finished now ends the pass for this VM.
     pub actions: Vec<Action>,
@@ -174,6 +174,27 @@ pub enum Hold {
 }
 
 impl Hold {
+    /// Its reason in one word, as conditions carry them.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::IdentityUnknown(_) => "IdentityUnknown",
+            Self::Unhealthy(_) => "Unhealthy",
+            Self::Starting => "Starting",
+            Self::BackingOff { .. } => "BackingOff",
+            Self::Finished(_) => "Finished",
+            Self::InvalidManifest(_) => "InvalidManifest",
+            Self::Conflict(_) => "Conflict",
+            Self::SourceIncomplete(_) => "SourceIncomplete",
+            Self::PruneDelay(_) => "PruneDelay",
+            Self::Protected => "Protected",
+            Self::FolderReplaced => "FolderReplaced",
+            Self::PruneCap { .. } => "PruneCap",
+            Self::Unclaimed => "Unclaimed",
+            Self::OnRestart(_) => "OnRestart",
+            Self::Unmet(_) => "Unmet",
+        }
+    }
+
     /// Whether a safety gate refused, which `stead approve` or a look at the source releases (exit status 4).
     pub fn is_gate(&self) -> bool {
         matches!(self, Self::FolderReplaced | Self::PruneCap { .. })
@@ -227,7 +248,7 @@ impl fmt::Display for Action {
             Self::Persist { reason } => write!(f, "persist: {reason}"),
             Self::Start { incarnation, vmm, .. } => write!(f, "start with {vmm}, incarnation {incarnation}"),
             Self::Teardown { reason, .. } => write!(f, "teardown: {reason}"),
-            Self::Forget => f.write_str("forget: nothing of it is left"),
+            Self::Forget => f.write_str("forget it: only the count of its incarnations stays"),
             Self::Pause => f.write_str("pause"),
             Self::Resume => f.write_str("resume"),
             Self::RepairTap { tap, bridge: Some(bridge) } => write!(f, "put tap {tap} back on bridge {bridge}"),

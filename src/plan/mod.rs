@@ -3,14 +3,25 @@
 //! No IO, no clock, no randomness: whatever a decision needs is in its arguments.
 
 mod action;
+pub mod claims;
+mod diff;
+pub mod fields;
+pub mod gates;
+mod remember;
+pub mod retry;
+pub mod show;
 
 pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, TeardownReason, VmPlan};
+pub use diff::Context;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::desired::Desired;
 use crate::names::VmName;
-use crate::time::Deadline;
+use crate::observed::Observed;
+use crate::time::{Deadline, Now};
+use claims::Claims;
 
 /// The bounds and waits that decisions use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,4 +61,28 @@ impl Default for Policy {
 pub struct Absences {
     /// Since when each VM is missing from every listing, restarted by each event in its folder.
     pub since: BTreeMap<VmName, Deadline>,
+}
+
+impl Absences {
+    /// Of VMs whose absence nobody has watched: they are taken to be missing for ever.
+    pub fn long_past<'a>(names: impl Iterator<Item = &'a VmName>, now: &Now) -> Self {
+        let began = Deadline { boot_id: now.boot_id.clone(), boot_ms: 0 };
+        Self { since: names.map(|name| (name.clone(), began.clone())).collect() }
+    }
+}
+
+/// What would make observed equal desired, for every VM. `observed` has every VM of this state and every one declared.
+pub fn plan(
+    desired: &Desired,
+    observed: &Observed,
+    absences: &Absences,
+    policy: &Policy,
+    allow: AllowPrune,
+    now: &Now,
+) -> Plan {
+    let verdicts = gates::decide(desired, observed.vms.iter(), &observed.gates, absences, policy, allow, now);
+    let claims = Claims::of(desired, observed.vms.iter());
+    let context = Context { desired, claims: &claims, vmms: &observed.vmms, policy, now };
+    let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));
+    Plan { vms: vms.collect(), digest: verdicts.digest }
 }

@@ -15,6 +15,7 @@ use crate::desired::Desired;
 use crate::desired::load::Loader;
 use crate::names::VmName;
 use crate::observed::ObservedVm;
+use crate::plan::claims::Claims;
 use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan, gates};
 use crate::wakeups::{Reason, Wakeups};
 
@@ -37,8 +38,17 @@ pub(super) struct Engine {
     progress_in: mpsc::UnboundedSender<Progress>,
     changes: usize,
     pub(super) wakeups: Wakeups,
-    pub(super) exits: mpsc::UnboundedReceiver<VmName>,
-    pub(super) progress: mpsc::UnboundedReceiver<Progress>,
+    exits: mpsc::UnboundedReceiver<VmName>,
+}
+
+/// Something that happened to a VM.
+pub(super) enum Event {
+    /// A worker has ended its turn.
+    TurnEnded(Result<(VmName, Report), JoinError>),
+    /// Its VMM has ended.
+    Exited(VmName),
+    /// A moment came.
+    Deadline,
 }
 
 struct Seen {
@@ -51,12 +61,20 @@ struct Seen {
 }
 
 impl Engine {
-    pub(super) fn new(stead: Stead, allow: AllowPrune, only: Option<VmName>) -> Self {
+    /// An engine, and what its turns tell of their progress.
+    pub(super) fn new(
+        stead: Stead,
+        allow: AllowPrune,
+        only: Option<VmName>,
+    ) -> (Self, mpsc::UnboundedReceiver<Progress>) {
         let (exits_in, exits) = mpsc::unbounded_channel();
         let (progress_in, progress) = mpsc::unbounded_channel();
+        if let Err(error) = stead.host.sweep_temporaries(&stead.layout.state_dir) {
+            tracing::warn!("sweeping temporary files: {error}");
+        }
         let loader = stead.loader();
         let gates = stead.gates();
-        Self {
+        let engine = Self {
             shared: Arc::new(Shared::new(stead, gates, exits_in)),
             loader,
             allow,
@@ -72,8 +90,8 @@ impl Engine {
             changes: 0,
             wakeups: Wakeups::default(),
             exits,
-            progress,
-        }
+        };
+        (engine, progress)
     }
 
     fn stead(&self) -> &Stead {
@@ -116,11 +134,15 @@ impl Engine {
         }
         // Which of several VMs may use an image depends on all of them.
         if before.images != desired.images {
-            let held: Vec<VmName> =
-                self.seen.iter().filter(|(_, seen)| has_unmet(&seen.plan)).map(|(name, _)| name.clone()).collect();
-            for name in held {
-                self.wake(&name, Reason::Manifest);
-            }
+            self.wake_unmet();
+        }
+    }
+
+    fn wake_unmet(&mut self) {
+        let held: Vec<VmName> =
+            self.seen.iter().filter(|(_, seen)| has_unmet(&seen.plan)).map(|(name, _)| name.clone()).collect();
+        for name in held {
+            self.wake(&name, Reason::Manifest);
         }
     }
 
@@ -161,6 +183,8 @@ impl Engine {
 
     /// Gives as many waiting VMs their turn as may be worked on at once.
     pub(super) fn dispatch(&mut self) {
+        // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
+        self.wakeups.promote(Instant::now());
         if !self.adoptions.is_empty() {
             // Adoption may name any VM: it waits until nobody works, and nobody begins until it is done.
             if self.wakeups.working() > 0 {
@@ -170,11 +194,12 @@ impl Engine {
         }
         while self.wakeups.working() < self.stead().settings.parallel {
             let Some((name, reasons)) = self.wakeups.take(Instant::now()) else { return };
-            let verdicts = Arc::new(self.verdicts_for(&name));
+            let verdict = self.verdict_for(&name);
             let turn = Turn {
+                verdict,
+                claims: self.claims_for(&name),
                 reasons,
                 desired: Arc::clone(&self.desired),
-                verdicts,
                 requests: self.asked.remove(&name).unwrap_or_default(),
                 progress: self.progress_in.clone(),
                 held_before: self.seen.get(&name).map(|seen| seen.held.clone()).unwrap_or_default(),
@@ -186,9 +211,9 @@ impl Engine {
     }
 
     /// What the gates say of a VM that no manifest declares; they are asked only about such.
-    fn verdicts_for(&mut self, name: &VmName) -> gates::Verdicts {
+    fn verdict_for(&mut self, name: &VmName) -> Option<gates::Verdict> {
         if self.desired.vms.contains_key(name) {
-            return gates::Verdicts::default();
+            return None;
         }
         let now = self.stead().host.now();
         if let Some(since) = self.absences.since.get(name).cloned() {
@@ -204,26 +229,60 @@ impl Engine {
         } else {
             self.absences.since.insert(name.clone(), now.deadline(Duration::ZERO));
         }
-        self.verdicts()
+        self.verdicts().of(name).cloned()
+    }
+
+    /// Who uses which image; only a VM with disks asks.
+    fn claims_for(&self, name: &VmName) -> Claims {
+        let declarations = self.desired.vms.get(name).into_iter().flatten();
+        let has_disks = declarations.filter_map(|declaration| declaration.vm.as_ref().ok()).any(|vm| !vm.spec.disks.is_empty());
+        if has_disks { Claims::of(&self.desired, self.seen()) } else { Claims::default() }
+    }
+
+    fn seen(&self) -> impl Iterator<Item = (&VmName, &ObservedVm)> {
+        self.seen.iter().map(|(name, seen)| (name, &seen.observed))
     }
 
     fn verdicts(&self) -> gates::Verdicts {
         let now = self.stead().host.now();
         let gates = worker::lock(&self.shared.gates).clone();
-        let seen = self.seen.iter().map(|(name, seen)| (name, &seen.observed));
-        gates::decide(&self.desired, seen, &gates, &self.absences, &self.stead().settings.policy, self.allow, &now)
+        gates::decide(&self.desired, self.seen(), &gates, &self.absences, &self.stead().settings.policy, self.allow, &now)
     }
 
-    /// The report of the next turn that ends; never ready while nobody works.
-    pub(super) async fn report(&mut self) -> Result<(VmName, Report), ReconcileError> {
-        match self.turns.join_next().await {
-            Some(result) => result.map_err(|error: JoinError| ReconcileError::Worker(error)),
-            None => std::future::pending().await,
+    /// The next thing that happens to a VM. May be dropped and called again without losing anything.
+    pub(super) async fn event(&mut self) -> Event {
+        let deadline = self.wakeups.next_deadline();
+        let deadline = async move {
+            match deadline {
+                Some(when) => tokio::time::sleep_until(when.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // An empty set of turns gives `None` at once, which disables its branch.
+            Some(ended) = self.turns.join_next() => Event::TurnEnded(ended),
+            Some(name) = self.exits.recv() => Event::Exited(name),
+            () = deadline => Event::Deadline,
         }
     }
 
+    /// Takes in what happened.
+    pub(super) fn take_in(&mut self, event: Event) -> Result<(), ReconcileError> {
+        match event {
+            Event::TurnEnded(ended) => {
+                let (name, report) = ended.map_err(ReconcileError::Worker)?;
+                self.absorb(name, report);
+            }
+            Event::Exited(name) => self.wakeups.wake(&name, Reason::Exited),
+            // `dispatch` finds whose it is.
+            Event::Deadline => {}
+        }
+        Ok(())
+    }
+
     /// Takes in how a turn ended, and when the VM is to be looked at again.
-    pub(super) fn absorb(&mut self, (name, report): (VmName, Report)) {
+    fn absorb(&mut self, name: VmName, report: Report) {
         self.wakeups.finish(&name);
         self.changes += report.changes;
         let failures = match &report.failure {
@@ -234,6 +293,12 @@ impl Engine {
         if let Some(wait) = [report.wake, retry].into_iter().flatten().min() {
             self.wakeups.wake_at(&name, Instant::now() + wait);
         }
+        let is_gone = report.observed.process.is_absent() && report.observed.record.handles().is_none();
+        let held_before = self.seen.get(&name).is_some_and(|seen| !seen.observed.process.is_absent());
+        if is_gone && held_before {
+            // What it held may be what another VM waits for.
+            self.wake_unmet();
+        }
         if worker::is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
             self.absences.since.remove(&name);
             self.seen.remove(&name);
@@ -242,14 +307,6 @@ impl Engine {
         let held = worker::holds_of(&report.plan);
         let Report { observed, plan, failure, under_way, .. } = report;
         self.seen.insert(name, Seen { observed, plan, held, failure, failures, under_way });
-    }
-
-    /// Resolves when the next deadline comes; never, while there is none.
-    pub(super) async fn deadline(&self) {
-        match self.wakeups.next_deadline() {
-            Some(when) => tokio::time::sleep_until(when.into()).await,
-            None => std::future::pending().await,
-        }
     }
 
     /// Takes in what somebody asked for; the answer follows when it is on record.
@@ -273,7 +330,7 @@ impl Engine {
             }
             Request::Adopt { dir } => self.adoptions.push((dir, reply)),
             Request::Ping => {
-                let _ = reply.send(Reply::done(format!("stead {}", env!("CARGO_PKG_VERSION"))));
+                let _ = reply.send(requests::pong());
             }
         }
     }

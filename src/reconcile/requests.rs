@@ -31,9 +31,7 @@ pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, requ
             ledger.delete_requested = true;
             Ok(format!("{name} will be deleted"))
         }),
-        Request::Approve { .. } | Request::Adopt { .. } | Request::Ping => {
-            Reply::refused("this request is not about one VM")
-        }
+        Request::Approve { .. } | Request::Adopt { .. } | Request::Ping => refused("this request is not about one VM"),
     }
 }
 
@@ -46,11 +44,11 @@ fn change(
     let (mut ledger, flaw) = looker.read_ledger(name);
     let known = looker.read_record(name) != Record::Missing || ledger.accepted.is_some();
     if !known {
-        return Reply::refused(format!("there is no VM {name}; `stead get` lists them"));
+        return refused(format!("there is no VM {name}; `stead get` lists them"));
     }
     let done = match apply(&mut ledger) {
         Ok(done) => done,
-        Err(why) => return Reply::refused(why),
+        Err(why) => return refused(why),
     };
     let path = stead.layout.ledger(name);
     let written = match flaw {
@@ -58,17 +56,17 @@ fn change(
         None => Ok(()),
     };
     match written.and_then(|()| stead.host.write_durable(&path, &encode(&ledger))) {
-        Ok(()) => Reply::done(done),
-        Err(error) => Reply::refused(format!("writing {}: {error}", path.display())),
+        Ok(()) => accepted(done),
+        Err(error) => refused(format!("writing {}: {error}", path.display())),
     }
 }
 
 /// Approves the plan of this digest, if it is the one that the gates hold back now.
 pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, digest: &str) -> Reply {
     match held {
-        None => return Reply::refused("no gate holds anything back now; `stead plan` shows what would be done"),
+        None => return refused("no gate holds anything back now; `stead plan` shows what would be done"),
         Some(held) if held != digest => {
-            return Reply::refused(format!(
+            return refused(format!(
                 "the plan has changed: its digest is {held} now; look at it with `stead plan` before you approve it"
             ));
         }
@@ -82,9 +80,9 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
     match stead.host.write_durable(&stead.layout.gates(), &encode(&approved)) {
         Ok(()) => {
             *gates = approved;
-            Reply::done(format!("approved {digest}"))
+            accepted(format!("approved {digest}"))
         }
-        Err(error) => Reply::refused(format!("writing {}: {error}", stead.layout.gates().display())),
+        Err(error) => refused(format!("writing {}: {error}", stead.layout.gates().display())),
     }
 }
 
@@ -110,5 +108,18 @@ pub(super) fn adopt(stead: &Stead, cache: &HandleCache, scan: &ProcessScan, dir:
         }
     }
     let text = lines.join("\n");
-    (if failed { Reply::refused(text) } else { Reply::done(text) }, names)
+    (if failed { refused(text) } else { accepted(text) }, names)
+}
+
+pub(super) fn accepted(message: impl Into<String>) -> Reply {
+    Reply::Accepted { message: message.into() }
+}
+
+pub(super) fn refused(message: impl Into<String>) -> Reply {
+    Reply::Refused { message: message.into(), hint: None }
+}
+
+/// Who answers.
+pub(super) fn pong() -> Reply {
+    Reply::Pong { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() }
 }

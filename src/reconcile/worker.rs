@@ -16,9 +16,11 @@ use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Fact, ObservedVm};
-use crate::plan::{Action, Context, Hold, TeardownReason, VmPlan, gates};
-use crate::state::{Deletion, FORMAT_VERSION, GateState, encode};
-use crate::status::{self, EventType, NewEvent, Status};
+use crate::plan::claims::Claims;
+use crate::plan::gates::Verdict;
+use crate::plan::{Action, Context, Hold, TeardownReason, VmPlan};
+use crate::state::{Deletion, FORMAT_VERSION, GateState, Phase, encode};
+use crate::status::{self, NewEvent, Status};
 use crate::time::Now;
 use crate::wakeups::Reason;
 
@@ -47,7 +49,10 @@ pub(super) struct Turn {
     pub(super) name: VmName,
     pub(super) reasons: BTreeSet<Reason>,
     pub(super) desired: Arc<Desired>,
-    pub(super) verdicts: Arc<gates::Verdicts>,
+    /// What the gates say, if no manifest declares it.
+    pub(super) verdict: Option<Verdict>,
+    /// Who uses which image.
+    pub(super) claims: Claims,
     pub(super) requests: Vec<(Request, oneshot::Sender<Reply>)>,
     pub(super) progress: mpsc::UnboundedSender<Progress>,
     /// What the VM was held for at the end of its last turn: said again only when it changes.
@@ -95,7 +100,7 @@ impl Shared {
 
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
     pub(super) fn work(&self, turn: Turn) -> Report {
-        let Turn { name, reasons, desired, verdicts, requests, progress, held_before } = turn;
+        let Turn { name, reasons, desired, verdict, claims, requests, progress, held_before } = turn;
         for (request, reply) in requests {
             let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
             // Whoever asked may have gone away; what was asked for is on record all the same.
@@ -107,7 +112,13 @@ impl Shared {
         let vmms = self.stead.host.vmm_facts();
         let actor = self.stead.actor(&self.cache, &vmms);
         let mut events = Vec::new();
-        let report = self.rounds(&name, &desired, &verdicts, &actor, &progress, &mut events);
+        let plan_by = |observed: &ObservedVm| {
+            let now = self.stead.host.now();
+            let policy = &self.stead.settings.policy;
+            let context = Context { desired: &desired, claims: &claims, vmms: &vmms, policy, now: &now };
+            (context.plan_vm(&name, observed, verdict.as_ref()), now)
+        };
+        let report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
         self.tell_holds(&report, &held_before, &mut events);
         self.publish(&report, &vmms, events);
         report
@@ -116,8 +127,7 @@ impl Shared {
     fn rounds(
         &self,
         name: &VmName,
-        desired: &Desired,
-        verdicts: &gates::Verdicts,
+        plan_by: &dyn Fn(&ObservedVm) -> (VmPlan, Now),
         actor: &Actor<'_>,
         progress: &mpsc::UnboundedSender<Progress>,
         events: &mut Vec<NewEvent>,
@@ -127,9 +137,7 @@ impl Shared {
         for _ in 0..MOST_ROUNDS {
             let observed = self.looker().look(name, &SharedLook::default());
             self.watch(&observed);
-            let now = self.stead.host.now();
-            let context = Context { desired, vmms: actor.vmms, policy: &self.stead.settings.policy, now: &now };
-            let plan = context.plan_vm(name, &observed, verdicts.of(name));
+            let (plan, now) = plan_by(&observed);
             if plan.actions.is_empty() {
                 let wake = wake_after(&plan, &observed, &now);
                 let under_way = under_way(&plan);
@@ -143,7 +151,7 @@ impl Shared {
                 Round::Failed(error, look_again) => {
                     let text = error.to_string();
                     tracing::warn!(vm = %name, "failed: {text}");
-                    events.push(NewEvent::new(EventType::Warning, "Failed", &text));
+                    events.push(NewEvent::warning("Failed", &text));
                     let _ = progress.send(Progress::Failed { vm: name.clone(), error: text.clone() });
                     failure = Some(text);
                     if !look_again {
@@ -177,12 +185,18 @@ impl Shared {
             Ok(Outcome::Done(what)) => {
                 *changes += 1;
                 tracing::info!(vm = %name, action = action.kind(), "{what}");
-                events.push(NewEvent::new(EventType::Normal, action.event_reason(), &what));
+                events.push(NewEvent::normal(action.event_reason(), &what));
                 let _ = progress.send(Progress::Done { vm: name.clone(), action: what });
                 Round::Done
             }
             Ok(Outcome::Later(what, deadline)) => {
                 *changes += 1;
+                // Told once: the same step is taken again each time the VM is looked at until it is done.
+                let is_new = observed.record.handles().is_none_or(|handles| handles.phase != Phase::Stopping);
+                if is_new {
+                    tracing::info!(vm = %name, action = action.kind(), "{action}: {what}");
+                    events.push(NewEvent::normal("Stopping", format!("{action}: {what}")));
+                }
                 let now = self.stead.host.now();
                 Round::Later(what, now.until(&deadline).unwrap_or_default())
             }
@@ -256,7 +270,7 @@ impl Shared {
         let held = holds_of(&report.plan);
         for hold in held.iter().filter(|hold| !before.contains(hold)) {
             tracing::warn!(vm = %name, "held: {hold}");
-            events.push(NewEvent::new(EventType::Warning, "Held", hold));
+            events.push(NewEvent::warning("Held", hold));
         }
         if held.is_empty() && !before.is_empty() && report.changes == 0 {
             tracing::info!(vm = %name, "no longer held");
@@ -280,6 +294,7 @@ impl Shared {
         let input = status::StatusInput {
             observed,
             plan: &report.plan,
+            generation: observed.ledger.accepted.as_ref().map(|accepted| accepted.generation),
             last_error: report.failure.as_deref(),
             advisories: &advisories,
         };

@@ -78,6 +78,7 @@ pub struct Life {
     pub pid: i32,
     pub incarnation: u64,
     pub start_time: u64,
+    pub socket: PathBuf,
 }
 
 impl Host {
@@ -227,6 +228,7 @@ impl Host {
             pid: i32::try_from(handles["pid"].as_i64()?).ok()?,
             incarnation: handles["incarnation"].as_u64()?,
             start_time: handles["start_time"].as_u64()?,
+            socket: handles["api_socket"].as_str()?.into(),
         };
         (handles["phase"] == "running" && is_alive(life.pid)).then_some(life)
     }
@@ -240,7 +242,8 @@ impl Host {
     #[track_caller]
     pub fn gone(&self, name: &str, life: &Life) {
         wait(&format!("{name} is gone; log:\n{}", self.log()), || {
-            (!is_alive(life.pid) && !self.handles_path(name).exists() && self.leftovers(name).is_empty()).then_some(())
+            let is_left = is_alive(life.pid) || life.socket.exists() || !self.leftovers(name).is_empty();
+            (!is_left).then_some(())
         });
     }
 
@@ -248,7 +251,7 @@ impl Host {
     pub fn leftovers(&self, name: &str) -> Vec<PathBuf> {
         let files = fs::read_dir(self.vm_dir(name)).into_iter().flatten().flatten().map(|entry| entry.path());
         let kept = |file: &PathBuf| file.ends_with("ledger.json") || file.ends_with("vmm.lock");
-        files.filter(|file| !kept(file)).chain(self.sockets()).collect()
+        files.filter(|file| !kept(file)).collect()
     }
 
     /// Every socket in RUN but stead's own.
@@ -267,7 +270,7 @@ impl Host {
         wait(&format!("{name}'s console shows {text:?}"), || self.console(name).contains(text).then_some(()));
     }
 
-    /// Every live process that has this host's folder among its arguments.
+    /// Every live VMM of this host: each has the host's folder among its arguments, and the daemon has not.
     pub fn processes(&self) -> Vec<i32> {
         processes_with(&self.root.path().display().to_string())
     }

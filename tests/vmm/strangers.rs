@@ -58,10 +58,11 @@ fn a_stranger_with_the_pid_of_a_dead_vm_is_never_signalled() {
     let life = host.running("web");
     kill_and_reap(life.pid);
     let mut stranger = Stranger::with_pid(life.pid);
-    host.once(0);
+    let next = wait("it is started again, after its back-off", || {
+        host.run(&["reconcile", "--once"]);
+        host.life("web").filter(|next| next.incarnation == 2)
+    });
     assert!(stranger.lives());
-    let next = host.running("web");
-    assert_eq!(next.incarnation, 2);
     host.remove("web.yaml");
     host.once(0);
     host.gone("web", &next);

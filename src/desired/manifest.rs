@@ -1,0 +1,213 @@
+//! The manifest as users write it. These types are the one source of both the JSON Schema that editors use and the checks
+//! that the loader makes, so that the two cannot disagree.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{DeletionPolicy, DiskMode, PowerState, RestartPolicy, UpdatePolicy, VmmChoice};
+
+/// The `apiVersion` of every manifest.
+pub const API_VERSION: &str = "stead.dev/v1alpha1";
+/// The `kind` of a manifest that declares a VM.
+pub const KIND: &str = "VirtualMachine";
+/// The kernel command line of a VM that names none: the serial console, and a reboot that ends the VMM, so that
+/// restartPolicy decides what follows.
+pub const DEFAULT_BOOT_ARGS: &str = "console=ttyS0 reboot=k panic=1";
+/// The wait between asking a guest to stop and killing its VMM, in seconds.
+pub const DEFAULT_GRACE_SECONDS: u32 = 10;
+
+/// A microVM that should exist on this host.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtualMachine {
+    /// Always `stead.dev/v1alpha1`.
+    #[schemars(extend("const" = API_VERSION))]
+    pub api_version: String,
+    /// Always `VirtualMachine`.
+    #[schemars(extend("const" = KIND))]
+    pub kind: String,
+    /// Its name, and what else is known of it.
+    pub metadata: Metadata,
+    /// What it should be.
+    pub spec: Spec,
+}
+
+/// The VM's name, and what else is known of it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// Unique on the host: lower-case letters, digits and `-`, at most 63 characters (a DNS-1123 label).
+    pub name: String,
+    /// Labels of your own. A change never touches the VM.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations. stead understands `stead.dev/prune: disabled`, which protects the VM from deletion when its manifest is
+    /// gone, and `stead.dev/restartedAt`, whose change restarts the VM once.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What the VM should be.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// What the VM should be doing.
+    #[serde(default)]
+    pub power_state: PowerState,
+    /// Whether the VM is started again when its VMM ended by itself.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// Which VMM runs it. `auto` takes Firecracker where its program and a usable /dev/kvm are, else QEMU, and is settled at the
+    /// VM's first start.
+    #[serde(default)]
+    pub vmm: VmmChoice,
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 32))]
+    pub cpus: u32,
+    /// Guest memory, a whole number of MiB.
+    pub memory: Quantity,
+    /// What the guest boots.
+    pub boot: Boot,
+    /// Block devices, in the order in which the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in the order in which the guest sees them.
+    #[serde(default)]
+    pub network_interfaces: Vec<NetworkInterface>,
+    /// Seconds between asking the guest to stop and killing its VMM; 0 kills at once.
+    #[serde(default = "default_grace")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub termination_grace_period_seconds: u32,
+    /// What a change does that a running VM cannot take up: `Recreate` restarts it, `OnRestart` waits for its next start.
+    #[serde(default)]
+    pub update_policy: UpdatePolicy,
+    /// What happens to the VM's own disks when its manifest is gone.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// What the guest boots.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Boot {
+    /// Absolute path of the kernel: an uncompressed ELF `vmlinux` for Firecracker, a `vmlinuz` or `vmlinux` for QEMU.
+    pub kernel: String,
+    /// Absolute path of the initial RAM disk.
+    #[serde(default)]
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    #[serde(default = "default_args")]
+    pub args: String,
+}
+
+/// A block device.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Disk {
+    /// Unique within the VM, of the form of a VM's name.
+    pub name: String,
+    /// Absolute path of the image.
+    pub image: String,
+    /// How the image becomes the VM's disk.
+    pub mode: DiskMode,
+    /// Whether the guest may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Size that the guest sees, where it is to be larger than the image.
+    #[serde(default)]
+    pub size: Option<Quantity>,
+}
+
+/// A network interface, backed by a tap of stead's making.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Unique within the VM, of the form of a VM's name.
+    pub name: String,
+    /// The bridge that the tap joins; it must exist.
+    #[serde(default)]
+    pub bridge: Option<String>,
+    /// The guest's hardware address, such as `06:00:00:00:00:01`.
+    #[serde(default)]
+    pub mac_address: Option<String>,
+}
+
+/// A number of bytes as Kubernetes writes it: a plain number, or one with `k`, `M`, `G`, `T` (powers of 1000) or `Ki`, `Mi`,
+/// `Gi`, `Ti` (powers of 1024).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Quantity {
+    /// Bytes.
+    Number(u64),
+    /// A number with or without a suffix.
+    Text(String),
+}
+
+impl JsonSchema for Quantity {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Quantity".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A number of bytes as Kubernetes writes it, such as 128Mi or 4Gi.",
+            "type": ["string", "integer"],
+            "pattern": QUANTITY_PATTERN,
+            "minimum": 0,
+        })
+    }
+}
+
+/// What a quantity looks like, for editors; [`Quantity::bytes`] is the check.
+const QUANTITY_PATTERN: &str = "^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$";
+
+impl Quantity {
+    /// The number of bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn bytes(&self) -> Result<u64, String> {
+        let text = match self {
+            Self::Number(bytes) => return Ok(*bytes),
+            Self::Text(text) => text,
+        };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, suffix) = text.split_at(digits);
+        let unit: u64 = match suffix {
+            "" => 1,
+            "k" => 1_000,
+            "M" => 1_000_000,
+            "G" => 1_000_000_000,
+            "T" => 1_000_000_000_000,
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            "Gi" => 1 << 30,
+            "Ti" => 1 << 40,
+            _ => return Err(format!("{text:?} is not a quantity: write a number with Ki, Mi, Gi, Ti or k, M, G, T")),
+        };
+        let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a quantity: it has no number"))?;
+        number.checked_mul(unit).ok_or_else(|| format!("{text:?} is more bytes than there are numbers for"))
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn default_grace() -> u32 {
+    DEFAULT_GRACE_SECONDS
+}
+
+fn default_args() -> String {
+    DEFAULT_BOOT_ARGS.to_owned()
+}
+
+/// The JSON Schema of a manifest (draft 2020-12), with descriptions and defaults, for editors.
+pub fn json_schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(VirtualMachine);
+    schema.insert("$id".to_owned(), format!("https://{API_VERSION}/virtualmachine.schema.json").into());
+    schema.to_value()
+}

@@ -1,0 +1,285 @@
+//! A document to a VM in normal form, or everything that is wrong with it.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+
+use super::manifest::{self, API_VERSION, KIND, VirtualMachine};
+use super::structure::{self, Finding};
+use super::yaml::{Node, Value};
+use crate::names::{INTERFACE_NAME_MAX, VmName};
+use crate::spec::{self, DiskMode, MacAddress, Vm, VmSpec};
+
+const MIB: u64 = 1 << 20;
+
+/// What a document turned out to be.
+#[derive(Debug)]
+pub enum Judged {
+    /// A sound VM.
+    Vm(Vm),
+    /// A VM whose name can be read, and everything that is wrong with it.
+    Broken(VmName, Vec<Finding>),
+    /// Something that may be any VM, or none.
+    Nameless(Vec<Finding>),
+}
+
+/// Judges one document.
+pub fn judge(tree: &Node) -> Judged {
+    match check(tree) {
+        Ok(vm) => Judged::Vm(vm),
+        Err(findings) => match tree.nearest(&["metadata", "name"]).value {
+            Value::Text(ref name) if tree.get("metadata").and_then(|metadata| metadata.get("name")).is_some() => {
+                match VmName::new(name.clone()) {
+                    Ok(name) => Judged::Broken(name, findings),
+                    Err(_) => Judged::Nameless(findings),
+                }
+            }
+            _ => Judged::Nameless(findings),
+        },
+    }
+}
+
+fn schema() -> &'static Json {
+    static SCHEMA: OnceLock<Json> = OnceLock::new();
+    SCHEMA.get_or_init(manifest::json_schema)
+}
+
+fn check(tree: &Node) -> Result<Vm, Vec<Finding>> {
+    if let Some(finding) = other_kind(tree) {
+        return Err(vec![finding]);
+    }
+    let mut findings = structure::check(tree, schema());
+    let mut semantic = Semantic { tree, findings: Vec::new() };
+    let vm = semantic.vm();
+    findings.append(&mut semantic.findings);
+    findings.sort_by_key(|finding| finding.place);
+    match vm {
+        Some(vm) if findings.is_empty() => Ok(vm),
+        None if findings.is_empty() => Err(vec![Finding::at(tree, format!("this is no {KIND}"))]),
+        _ => Err(findings),
+    }
+}
+
+/// A document of another kind is judged by its kind alone.
+fn other_kind(tree: &Node) -> Option<Finding> {
+    let text = |key: &str| match tree.get(key).map(|node| &node.value) {
+        Some(Value::Text(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    if !matches!(tree.value, Value::Map(_)) {
+        let message =
+            format!("a manifest is a mapping with apiVersion, kind, metadata and spec; this is {}", tree.describe());
+        return Some(Finding::at(tree, message));
+    }
+    let (version, kind) = (text("apiVersion")?, text("kind")?);
+    let foreign = !version.starts_with("stead.dev/") && kind != KIND;
+    foreign.then(|| {
+        Finding::at(tree.nearest(&["kind"]), format!("stead knows no kind {kind:.60} of {version:.60}"))
+            .hint(format!("manifests are of apiVersion {API_VERSION} and kind {KIND}"))
+    })
+}
+
+/// The checks that a schema cannot make.
+struct Semantic<'a> {
+    tree: &'a Node,
+    findings: Vec<Finding>,
+}
+
+impl Semantic<'_> {
+    fn say(&mut self, path: &[&str], message: impl Into<String>, hint: Option<&str>) {
+        let finding = Finding::at(self.tree.nearest(path), message);
+        self.findings.push(Finding { hint: hint.map(str::to_owned), ..finding });
+    }
+
+    fn name(&mut self) -> Option<VmName> {
+        let node = self.tree.get("metadata")?.get("name")?;
+        let Value::Text(name) = &node.value else { return None };
+        match VmName::new(name.clone()) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                self.say(&["metadata", "name"], format!("{name:.80?} is no VM's name: {error}"), None);
+                None
+            }
+        }
+    }
+
+    /// A part of the document, if it has the shape that it should have. The others are checked all the same, so that one
+    /// error does not hide the next.
+    fn part<T: DeserializeOwned>(&self, path: &[&str]) -> Option<T> {
+        let node = path.iter().try_fold(self.tree, |node, key| node.get(key))?;
+        serde_json::from_value(node.to_json()).ok()
+    }
+
+    fn vm(&mut self) -> Option<Vm> {
+        let name = self.name();
+        let memory = self.part::<manifest::Quantity>(&["spec", "memory"]);
+        let memory_mib = memory.and_then(|memory| self.memory(&memory));
+        let boot = self.part::<manifest::Boot>(&["spec", "boot"]).map(|boot| self.boot(boot));
+        let disks = self.part::<Vec<manifest::Disk>>(&["spec", "disks"]).map(|disks| self.disks(&disks));
+        let interfaces = self.part::<Vec<manifest::NetworkInterface>>(&["spec", "networkInterfaces"]);
+        let network_interfaces = interfaces.map(|interfaces| self.interfaces(&interfaces));
+        if let Some(annotations) = self.part(&["metadata", "annotations"]) {
+            self.annotations(&annotations);
+        }
+        let VirtualMachine { api_version: _, kind: _, metadata, spec } = self.part(&[])?;
+        let spec = VmSpec {
+            power_state: spec.power_state,
+            restart_policy: spec.restart_policy,
+            vmm: spec.vmm,
+            cpus: spec.cpus,
+            memory_mib: memory_mib?,
+            boot: boot?,
+            disks: disks.unwrap_or_default(),
+            network_interfaces: network_interfaces.unwrap_or_default(),
+            termination_grace_period_seconds: spec.termination_grace_period_seconds,
+            update_policy: spec.update_policy,
+            deletion_policy: spec.deletion_policy,
+        };
+        Some(Vm { name: name?, labels: metadata.labels, annotations: metadata.annotations, spec })
+    }
+
+    fn boot(&mut self, declared: manifest::Boot) -> spec::Boot {
+        let manifest::Boot { kernel, initrd, args } = declared;
+        if args.contains(['\n', '\0']) {
+            self.say(&["spec", "boot", "args"], "boot.args is one line", None);
+        }
+        spec::Boot {
+            kernel: self.path(&["spec", "boot", "kernel"], "boot.kernel", &kernel),
+            initrd: initrd.map(|path| self.path(&["spec", "boot", "initrd"], "boot.initrd", &path)),
+            args,
+        }
+    }
+
+    fn memory(&mut self, memory: &manifest::Quantity) -> Option<u64> {
+        let path = ["spec", "memory"];
+        match memory.bytes() {
+            Err(why) => self.say(&path, format!("memory: {why}"), Some("such as 128Mi or 1Gi")),
+            Ok(bytes) if bytes < MIB => {
+                self.say(&path, format!("memory is {bytes} bytes; a guest needs at least 1Mi"), Some("such as 128Mi"));
+            }
+            Ok(bytes) if bytes % MIB != 0 => {
+                let near = format!("the nearest is {}Mi", (bytes + MIB / 2) / MIB);
+                self.say(&path, format!("memory is {bytes} bytes, which is no whole number of MiB"), Some(&near));
+            }
+            Ok(bytes) => return Some(bytes / MIB),
+        }
+        None
+    }
+
+    fn path(&mut self, at: &[&str], what: &str, text: &str) -> PathBuf {
+        let path = Path::new(text);
+        if !path.is_absolute() {
+            self.say(at, format!("{what} is {text:.200?}, expected an absolute path"), None);
+        } else if path.components().any(|part| part == Component::ParentDir) {
+            self.say(at, format!("{what} is {text:.200?}: a path with `..` may lead elsewhere than it says"), None);
+        } else if text.contains(['\0', '\n']) {
+            self.say(at, format!("{what} has a character that no path here may have"), None);
+        }
+        path.to_owned()
+    }
+
+    fn disks(&mut self, declared: &[manifest::Disk]) -> Vec<spec::Disk> {
+        let mut disks: Vec<spec::Disk> = Vec::new();
+        for (index, disk) in declared.iter().enumerate() {
+            let index = index.to_string();
+            let at = |field: &'static str| ["spec", "disks", index.as_str(), field].map(str::to_owned);
+            let borrowed = |path: &[String; 4]| -> Vec<String> { path.to_vec() };
+            let say = |this: &mut Self, field: &'static str, message: String, hint: Option<&str>| {
+                let path = borrowed(&at(field));
+                this.say(&path.iter().map(String::as_str).collect::<Vec<_>>(), message, hint);
+            };
+            if let Some((message, hint)) = not_built_yet(disk.mode) {
+                say(self, "mode", message, Some(hint));
+            } else if disk.size.is_some() {
+                let hint = "leave it out; the guest sees the image's own size";
+                say(self, "size", "size is for disks of the VM's own, not for mode direct".to_owned(), Some(hint));
+            }
+            let path = borrowed(&at("image"));
+            let image = self.path(&path.iter().map(String::as_str).collect::<Vec<_>>(), "image", &disk.image);
+            if let Some(other) = disks.iter().find(|other| other.image == image && !(other.read_only && disk.read_only))
+            {
+                let message = format!("disk {} has this image too, and one of the two may write to it", other.name);
+                say(self, "image", message, Some("make both readOnly, or give each an image of its own"));
+            }
+            let name = match VmName::new(disk.name.clone()) {
+                Ok(name) => name,
+                Err(error) => {
+                    say(self, "name", format!("{:.80?} is no disk's name: {error}", disk.name), None);
+                    continue;
+                }
+            };
+            if disks.iter().any(|other| other.name == name) {
+                say(self, "name", format!("another disk of this VM has the name {name}"), None);
+            }
+            let size_bytes = disk.size.as_ref().and_then(|size| size.bytes().ok());
+            disks.push(spec::Disk { name, image, mode: disk.mode, read_only: disk.read_only, size_bytes });
+        }
+        disks
+    }
+
+    fn interfaces(&mut self, declared: &[manifest::NetworkInterface]) -> Vec<spec::NetworkInterface> {
+        let mut interfaces: Vec<spec::NetworkInterface> = Vec::new();
+        for (index, interface) in declared.iter().enumerate() {
+            let index = index.to_string();
+            let say = |this: &mut Self, field: &str, message: String, hint: Option<&str>| {
+                this.say(&["spec", "networkInterfaces", &index, field], message, hint);
+            };
+            let mac_address = match interface.mac_address.as_deref().map(str::parse::<MacAddress>) {
+                Some(Err(error)) => {
+                    say(self, "macAddress", format!("macAddress: {error}"), None);
+                    None
+                }
+                other => other.and_then(Result::ok),
+            };
+            if let Some(bridge) = &interface.bridge
+                && (bridge.is_empty() || bridge.len() > INTERFACE_NAME_MAX || bridge.contains(['/', ' ', ':']))
+            {
+                let hint = "see `ip link show type bridge`";
+                say(self, "bridge", format!("{bridge:.80?} is no network interface's name"), Some(hint));
+            }
+            let name = match VmName::new(interface.name.clone()) {
+                Ok(name) => name,
+                Err(error) => {
+                    say(self, "name", format!("{:.80?} is no interface's name: {error}", interface.name), None);
+                    continue;
+                }
+            };
+            if interfaces.iter().any(|other| other.name == name) {
+                say(self, "name", format!("another interface of this VM has the name {name}"), None);
+            }
+            if mac_address.is_some() && interfaces.iter().any(|other| other.mac_address == mac_address) {
+                say(self, "macAddress", "another interface of this VM has this address".to_owned(), None);
+            }
+            interfaces.push(spec::NetworkInterface { name, bridge: interface.bridge.clone(), mac_address });
+        }
+        interfaces
+    }
+
+    fn annotations(&mut self, annotations: &BTreeMap<String, String>) {
+        let known = [spec::PRUNE_ANNOTATION, spec::RESTARTED_AT_ANNOTATION];
+        for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with("stead.dev/")) {
+            let path = ["metadata", "annotations", key];
+            if !known.contains(&key.as_str()) {
+                let hint = structure::nearest(key, known.into_iter()).map(|near| format!("did you mean `{near}`?"));
+                self.say(&path, format!("stead knows no annotation {key:.80}"), hint.as_deref());
+            } else if key == spec::PRUNE_ANNOTATION && value != "disabled" {
+                let message = format!("{key} is {value:.80?}, expected disabled");
+                self.say(&path, message, Some("leave it out to let the VM be deleted with its manifest"));
+            }
+        }
+    }
+}
+
+/// Disk modes that this release refuses.
+fn not_built_yet(mode: DiskMode) -> Option<(String, &'static str)> {
+    let word = match mode {
+        DiskMode::Direct => return None,
+        DiskMode::Snapshot => "snapshot",
+        DiskMode::Copy => "copy",
+    };
+    let hint = "use mode: direct with an image that no other VM writes to";
+    Some((format!("disks of mode {word} are not built in this version of stead"), hint))
+}

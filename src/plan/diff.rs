@@ -1,0 +1,427 @@
+//! The decision table: one VM, what it should be and what exists of it, to what to do.
+
+use std::sync::Arc;
+
+use super::claims::Claims;
+use super::gates::{self, Verdict};
+use super::{Action, Hold, PersistReason, Policy, TeardownReason, VmPlan, fields, remember};
+use crate::desired::{Desired, Origin};
+use crate::host::{GuestState, VmmFacts};
+use crate::names::VmName;
+use crate::observed::{Fact, Guest, ObservedVm, Record, VmmProcess};
+use crate::spec::{PowerState, RestartPolicy, UpdatePolicy, Vm, VmSpec, VmmChoice, VmmKind};
+use crate::state::{ExitStatus, Handles, Ledger, Phase};
+use crate::time::Now;
+
+/// The grace of a VM whose spec nobody knows, in seconds: the manifest's default.
+const UNKNOWN_SPEC_GRACE: u32 = 10;
+
+/// What a decision about any VM goes by.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// What should exist.
+    pub desired: &'a Desired,
+    /// Who uses which image.
+    pub claims: &'a Claims,
+    /// Which VMMs can run here.
+    pub vmms: &'a VmmFacts,
+    /// Bounds and waits.
+    pub policy: &'a Policy,
+    /// The present moment.
+    pub now: &'a Now,
+}
+
+/// What a VM should be, as its declarations and its ledger say.
+enum Wanted {
+    Vm { vm: Arc<Vm>, origin: Origin },
+    Nothing(Hold),
+    Absent,
+}
+
+impl Context<'_> {
+    /// What to do about one VM. Costs the same however many there are.
+    pub fn plan_vm(&self, name: &VmName, observed: &ObservedVm, verdict: Option<&Verdict>) -> VmPlan {
+        let mut plan = VmPlan::default();
+        plan.notes
+            .extend(observed.ledger_flaw.iter().map(|flaw| format!("its ledger.json could not be trusted: {flaw}")));
+        match self.wanted(name, observed, &mut plan) {
+            Wanted::Vm { vm, origin } => self.keep(&vm, &origin, observed, &mut plan),
+            Wanted::Nothing(hold) => self.keep_alive(observed, hold, &mut plan),
+            Wanted::Absent => self.absent(observed, verdict, &mut plan),
+        }
+        plan
+    }
+
+    /// Settles which declaration is in force (design: the one already applied stays, a newcomer is refused).
+    fn wanted(&self, name: &VmName, observed: &ObservedVm, plan: &mut VmPlan) -> Wanted {
+        let Some(declarations) = self.desired.vms.get(name) else { return Wanted::Absent };
+        let applied = gates::origin_of(observed);
+        let in_force = declarations.iter().find(|declaration| Some(&declaration.origin) == applied);
+        // A file that was renamed, or into which lines were put before the document, is still the one declaration.
+        let chosen = match (in_force, declarations.as_slice()) {
+            (Some(chosen), _) | (None, [chosen]) => chosen,
+            (None, [first, rest @ ..]) => {
+                let same = |other: &&crate::desired::Declaration| other.vm.is_ok() && other.vm == first.vm;
+                let same_file: Vec<_> = declarations
+                    .iter()
+                    .filter(|d| applied.is_some_and(|origin| origin.path == d.origin.path))
+                    .collect();
+                if let [moved] = same_file.as_slice() {
+                    moved
+                } else if rest.iter().all(|other| same(&other)) {
+                    first
+                } else {
+                    let places: Vec<String> = declarations.iter().map(|d| d.origin.to_string()).collect();
+                    let why = format!("it is declared {} times, differently: {}", places.len(), places.join(", "));
+                    return match &observed.ledger.accepted {
+                        Some(accepted) => {
+                            plan.notes.push(format!("{why}; the last good declaration stays in force"));
+                            Wanted::Vm { vm: Arc::new(accepted.vm.clone()), origin: accepted.origin.clone() }
+                        }
+                        None => Wanted::Nothing(Hold::Conflict(format!("{why}; remove all but one"))),
+                    };
+                }
+            }
+            (None, []) => return Wanted::Absent,
+        };
+        let others = declarations.iter().filter(|other| other.origin != chosen.origin);
+        plan.notes.extend(others.map(|other| {
+            format!("it is declared in {} too, which is refused: {} is in force", other.origin, chosen.origin)
+        }));
+        match (&chosen.vm, &observed.ledger.accepted) {
+            (Ok(vm), _) => Wanted::Vm { vm: Arc::clone(vm), origin: chosen.origin.clone() },
+            (Err(problems), Some(accepted)) => {
+                plan.notes.extend(problems.iter().map(|problem| {
+                    format!("its manifest is invalid, so its last good spec stays in force: {}", problem.one_line())
+                }));
+                Wanted::Vm { vm: Arc::new(accepted.vm.clone()), origin: accepted.origin.clone() }
+            }
+            (Err(problems), None) => {
+                let why = problems.iter().map(crate::desired::Problem::one_line).collect::<Vec<_>>().join("; ");
+                Wanted::Nothing(Hold::InvalidManifest(why))
+            }
+        }
+    }
+
+    /// A VM that is declared, and whose spec is known.
+    fn keep(&self, vm: &Arc<Vm>, origin: &Origin, observed: &ObservedVm, plan: &mut VmPlan) {
+        let root = self.desired.sources.get(&origin.source).and_then(|source| source.root);
+        let ledger = remember::next_ledger(observed, Some((vm.as_ref(), origin, root)), self.policy, self.now);
+        match &observed.process {
+            Fact::Unknown(why) => plan.holds.push(Hold::IdentityUnknown(why.clone())),
+            Fact::Present(process) => self.alive(vm, origin, observed, process, &ledger, plan),
+            Fact::Absent => self.dead(vm, origin, observed, &ledger, plan),
+        }
+        // A start is not kept waiting for the ledger: handles.json carries what it must know until then.
+        let starts_now = matches!(plan.actions.first(), Some(Action::Start { .. }));
+        if ledger != observed.ledger && !starts_now {
+            let why = remember::explain(&observed.ledger, &ledger);
+            plan.actions.insert(0, Action::Record { ledger: Box::new(ledger), why });
+        }
+    }
+
+    /// Its VMM lives and is ours.
+    fn alive(
+        &self,
+        vm: &Arc<Vm>,
+        origin: &Origin,
+        observed: &ObservedVm,
+        process: &VmmProcess,
+        ledger: &Ledger,
+        plan: &mut VmPlan,
+    ) {
+        let spec = &vm.spec;
+        let grace_seconds = spec.termination_grace_period_seconds;
+        let mut replace = |reason: TeardownReason, plan: &mut VmPlan| {
+            plan.actions.push(Action::Teardown { reason, grace_seconds });
+            self.start(vm, origin, observed, ledger, plan);
+        };
+        if is_stopping(observed, process) {
+            return replace(TeardownReason::Resumed, plan);
+        }
+        let is_starting = is_starting(observed, process);
+        if let Some(reason) = self.needs_persist(observed, process).filter(|_| !is_starting) {
+            return plan.actions.push(Action::Persist { reason });
+        }
+        if spec.power_state == PowerState::Stopped {
+            return plan.actions.push(Action::Teardown { reason: TeardownReason::Stopped, grace_seconds });
+        }
+        if ledger.restart_requested || remember::restart_annotated(vm, ledger) {
+            return replace(TeardownReason::RestartRequested, plan);
+        }
+        let changed = changes(vm, observed, process, plan);
+        if !changed.is_empty() {
+            match spec.update_policy {
+                UpdatePolicy::Recreate => return replace(TeardownReason::SpecChanged(changed), plan),
+                UpdatePolicy::OnRestart => plan.holds.push(Hold::OnRestart(changed)),
+            }
+        }
+        match &observed.guest {
+            Guest::Is(GuestState::ShutDown) => return replace(TeardownReason::GuestShutDown, plan),
+            Guest::Is(GuestState::NotStarted) => {
+                return self.not_running("its guest was not started", is_starting, observed, &mut replace, plan);
+            }
+            Guest::Silent(why) if is_starting => return self.not_running(why, true, observed, &mut replace, plan),
+            Guest::Silent(why) => return plan.holds.push(Hold::Unhealthy(why.clone())),
+            Guest::NoVmm => return plan.holds.push(Hold::IdentityUnknown("its VMM was not asked".to_owned())),
+            Guest::Is(GuestState::Running | GuestState::Paused) if is_starting => {
+                return plan.actions.push(Action::Persist { reason: PersistReason::Started });
+            }
+            Guest::Is(GuestState::Running) if spec.power_state == PowerState::Paused => {
+                plan.actions.push(Action::Pause);
+            }
+            Guest::Is(GuestState::Paused) if spec.power_state == PowerState::Running => {
+                plan.actions.push(Action::Resume);
+            }
+            Guest::Is(GuestState::Running | GuestState::Paused) => {}
+        }
+        repair_taps(vm, observed, plan);
+    }
+
+    /// Its VMM lives, and its guest does not run yet.
+    fn not_running(
+        &self,
+        why: &str,
+        is_starting: bool,
+        observed: &ObservedVm,
+        replace: &mut dyn FnMut(TeardownReason, &mut VmPlan),
+        plan: &mut VmPlan,
+    ) {
+        let began = observed.record.handles().and_then(|handles| handles.began.as_ref());
+        match began.map(|began| began.after(self.policy.start_timeout)) {
+            Some(deadline) if is_starting && !self.now.is_past(&deadline) => {
+                plan.holds.push(Hold::Starting);
+                plan.wake = Some(deadline);
+            }
+            _ => replace(TeardownReason::NeverStarted(why.to_owned()), plan),
+        }
+    }
+
+    /// Why the live process is not on record as it should be, if so.
+    fn needs_persist(&self, observed: &ObservedVm, process: &VmmProcess) -> Option<PersistReason> {
+        match &observed.record {
+            Record::Missing => Some(PersistReason::RecordMissing),
+            Record::Flawed(why) => Some(PersistReason::RecordFlawed(why.clone())),
+            Record::Valid(handles) => {
+                let is_same = handles.is_of(&process.process.identity, &self.now.boot_id)
+                    && handles.incarnation == process.incarnation;
+                (!is_same).then_some(PersistReason::RecordStale)
+            }
+        }
+    }
+
+    /// Its VMM is proven gone.
+    fn dead(&self, vm: &Arc<Vm>, origin: &Origin, observed: &ObservedVm, ledger: &Ledger, plan: &mut VmPlan) {
+        if has_leftovers(observed) {
+            plan.actions
+                .push(Action::Teardown { reason: reason_to_free(observed, vm.spec.power_state), grace_seconds: 0 });
+        }
+        self.start(vm, origin, observed, ledger, plan);
+    }
+
+    /// Starts the VM, unless something keeps it from being started.
+    fn start(&self, vm: &Arc<Vm>, origin: &Origin, observed: &ObservedVm, ledger: &Ledger, plan: &mut VmPlan) {
+        if vm.spec.power_state == PowerState::Stopped {
+            return;
+        }
+        let booted = ledger.booted.as_ref().and_then(|booted| booted.spec.read().ok());
+        // Another spec, or a person's word, is a reason to try anew.
+        let is_as_before = booted.as_ref().is_none_or(|booted| fields::compare(booted, &vm.spec).is_empty());
+        let is_asked = ledger.restart_requested || remember::restart_annotated(vm, ledger);
+        if is_as_before
+            && !is_asked
+            && let Some(hold) = self.rests(vm, ledger, plan)
+        {
+            return plan.holds.push(hold);
+        }
+        let vmm = match self.choose_vmm(&vm.spec, ledger) {
+            Ok(vmm) => vmm,
+            Err(why) => return plan.holds.push(Hold::Unmet(why)),
+        };
+        if let Some(why) = self.claims.conflict(self.desired, &vm.name, &vm.spec, booted.as_ref()) {
+            return plan.holds.push(Hold::Unmet(why));
+        }
+        let lived = observed.record.handles().map(|handles| handles.incarnation).unwrap_or_default();
+        let live = observed.process.present().map(|process| process.incarnation).unwrap_or_default();
+        let incarnation = ledger.incarnation.max(lived).max(live).next();
+        plan.actions.push(Action::Start { vm: Arc::clone(vm), origin: origin.clone(), incarnation, vmm });
+    }
+
+    /// Why a VM whose last life ended by itself is not started now: it has finished, or it backs off.
+    fn rests(&self, vm: &Vm, ledger: &Ledger, plan: &mut VmPlan) -> Option<Hold> {
+        let exit =
+            ledger.last_exit.as_ref().filter(|exit| !exit.requested && exit.incarnation == ledger.incarnation)?;
+        let is_finished = match vm.spec.restart_policy {
+            // A start that failed is no life that ended.
+            _ if exit.status == ExitStatus::NeverRan => false,
+            RestartPolicy::Always => false,
+            RestartPolicy::OnFailure => exit.status.is_success(),
+            RestartPolicy::Never => true,
+        };
+        if is_finished {
+            return Some(Hold::Finished(exit.clone()));
+        }
+        let backoff = ledger.backoff.as_ref().filter(|backoff| !self.now.is_past(&backoff.until))?;
+        plan.wake = Some(backoff.until.clone());
+        Some(Hold::BackingOff { failures: backoff.failures, until: backoff.until.clone(), last: Some(exit.clone()) })
+    }
+
+    /// Which VMM runs it: the one asked for, else the one that `auto` was settled on, else the best there is.
+    fn choose_vmm(&self, spec: &VmSpec, ledger: &Ledger) -> Result<VmmKind, String> {
+        let firecracker = || match (&self.vmms.firecracker, &self.vmms.kvm) {
+            (Ok(_), Ok(())) => Ok(VmmKind::Firecracker),
+            (Err(why), _) | (_, Err(why)) => Err(why.clone()),
+        };
+        let qemu = || self.vmms.qemu.as_ref().map(|_| VmmKind::Qemu).map_err(Clone::clone);
+        match (spec.vmm, ledger.vmm) {
+            (VmmChoice::Firecracker, _) | (VmmChoice::Auto, Some(VmmKind::Firecracker)) => firecracker(),
+            (VmmChoice::Qemu, _) | (VmmChoice::Auto, Some(VmmKind::Qemu)) => qemu(),
+            (VmmChoice::Auto, None) => firecracker().or_else(|no_firecracker| {
+                qemu().map_err(|no_qemu| format!("no VMM runs here: {no_firecracker}; {no_qemu}"))
+            }),
+        }
+    }
+
+    /// A VM that is declared in a way that cannot be obeyed, and never was applied: what lives is recorded, and stays.
+    fn keep_alive(&self, observed: &ObservedVm, hold: Hold, plan: &mut VmPlan) {
+        match &observed.process {
+            Fact::Unknown(why) => plan.holds.push(Hold::IdentityUnknown(why.clone())),
+            Fact::Present(process) if is_stopping(observed, process) => {
+                plan.actions.push(Action::Teardown { reason: TeardownReason::Resumed, grace_seconds: 0 });
+            }
+            Fact::Present(process) => {
+                plan.actions.extend(self.needs_persist(observed, process).map(|reason| Action::Persist { reason }));
+            }
+            Fact::Absent if has_leftovers(observed) => {
+                plan.actions.push(Action::Teardown { reason: TeardownReason::Died, grace_seconds: 0 });
+            }
+            Fact::Absent => {}
+        }
+        plan.holds.push(hold);
+    }
+
+    /// No manifest declares it.
+    fn absent(&self, observed: &ObservedVm, verdict: Option<&Verdict>, plan: &mut VmPlan) {
+        let accepted = observed.ledger.accepted.as_ref();
+        let grace_seconds =
+            accepted.map_or(UNKNOWN_SPEC_GRACE, |accepted| accepted.vm.spec.termination_grace_period_seconds);
+        let process = match &observed.process {
+            Fact::Unknown(why) => return plan.holds.push(Hold::IdentityUnknown(why.clone())),
+            Fact::Present(process) => Some(process),
+            Fact::Absent => None,
+        };
+        let reason =
+            if observed.ledger.delete_requested { TeardownReason::DeleteRequested } else { TeardownReason::Absent };
+        match verdict {
+            Some(Verdict::Delete) => {
+                let is_stopping = process.is_some_and(|process| is_stopping(observed, process));
+                if process.is_some() || has_leftovers(observed) {
+                    let reason = if is_stopping { TeardownReason::Resumed } else { reason };
+                    plan.actions.push(Action::Teardown { reason, grace_seconds });
+                    plan.actions.push(Action::Forget);
+                } else if !remember::is_forgotten(&observed.ledger) {
+                    plan.actions.push(Action::Forget);
+                }
+            }
+            Some(Verdict::Unclaimed) if process.is_none() && !has_leftovers(observed) => {}
+            Some(Verdict::Unclaimed) if process.is_none() => {
+                plan.actions.push(Action::Teardown { reason: TeardownReason::Died, grace_seconds: 0 });
+            }
+            Some(Verdict::Unclaimed) => self.keep_alive(observed, Hold::Unclaimed, plan),
+            Some(Verdict::Hold(hold)) => self.held(observed, process, hold.clone(), plan),
+            // The gates have not heard of it yet.
+            None if has_leftovers(observed) || process.is_some() || accepted.is_some() => {
+                let until = self.now.deadline(self.policy.prune_delay);
+                self.held(observed, process, Hold::PruneDelay(until), plan);
+            }
+            None => {}
+        }
+    }
+
+    /// A gate holds its deletion back: it stays as it is. A live one stays on record, and one being stopped is stopped.
+    fn held(&self, observed: &ObservedVm, process: Option<&VmmProcess>, hold: Hold, plan: &mut VmPlan) {
+        if let Hold::PruneDelay(until) = &hold {
+            plan.wake = Some(until.clone());
+        }
+        match process {
+            Some(_) => self.keep_alive(observed, hold, plan),
+            None => plan.holds.push(hold),
+        }
+    }
+}
+
+/// Whether this life of the VM is being torn down already.
+fn is_stopping(observed: &ObservedVm, process: &VmmProcess) -> bool {
+    life(observed, process).is_some_and(|handles| handles.phase == Phase::Stopping)
+}
+
+/// Whether this life of the VM has begun and its guest was not yet seen to run.
+fn is_starting(observed: &ObservedVm, process: &VmmProcess) -> bool {
+    life(observed, process).is_some_and(|handles| handles.phase == Phase::Starting)
+}
+
+/// The record, if it is of this life.
+fn life<'a>(observed: &'a ObservedVm, process: &VmmProcess) -> Option<&'a Handles> {
+    observed.record.handles().filter(|handles| handles.incarnation == process.incarnation)
+}
+
+/// Whether a dead VM left anything that is to be freed.
+fn has_leftovers(observed: &ObservedVm) -> bool {
+    let has_record = !matches!(observed.record, Record::Missing);
+    has_record || !observed.leftover_files.is_empty() || observed.taps.values().any(|tap| tap.present().is_some())
+}
+
+fn reason_to_free(observed: &ObservedVm, power_state: PowerState) -> TeardownReason {
+    match observed.record.handles().map(|handles| handles.phase) {
+        Some(Phase::Stopping) => TeardownReason::Resumed,
+        _ if power_state == PowerState::Stopped => TeardownReason::Stopped,
+        _ => TeardownReason::Died,
+    }
+}
+
+/// What changed since the VM booted that it cannot take up, in the manifest's words.
+fn changes(vm: &Vm, observed: &ObservedVm, process: &VmmProcess, plan: &mut VmPlan) -> Vec<String> {
+    let stored = life(observed, process).and_then(|handles| handles.spec.as_ref());
+    let Some(stored) = stored else {
+        plan.notes.push("SpecUnknown: nobody knows what it booted with; a restart would settle it".to_owned());
+        return Vec::new();
+    };
+    match stored.completed_from(&vm.spec) {
+        Ok(booted) => {
+            let mut changed = fields::compare(&booted, &vm.spec);
+            let other_kind = match vm.spec.vmm {
+                VmmChoice::Auto => false,
+                VmmChoice::Firecracker => process.vmm != VmmKind::Firecracker,
+                VmmChoice::Qemu => process.vmm != VmmKind::Qemu,
+            };
+            if other_kind {
+                changed.push("vmm".to_owned());
+            }
+            changed
+        }
+        Err(error) => {
+            plan.notes.push(format!("SpecUnknown: what it booted with cannot be read: {error}"));
+            Vec::new()
+        }
+    }
+}
+
+/// Taps that are not where the manifest wants them.
+fn repair_taps(vm: &Vm, observed: &ObservedVm, plan: &mut VmPlan) {
+    let Some(handles) = observed.record.handles() else { return };
+    for handle in &handles.tap_devices {
+        let wanted = vm.spec.network_interfaces.iter().find(|interface| interface.name == handle.interface);
+        // An adopted VM's taps are as its other manager made them, until the VM is started anew.
+        let Some(wanted) = wanted.filter(|_| handles.spec.is_some()) else { continue };
+        match observed.taps.get(&handle.tap) {
+            Some(Fact::Present(tap)) if tap.bridge != wanted.bridge => {
+                plan.actions.push(Action::RepairTap { tap: handle.tap.clone(), bridge: wanted.bridge.clone() });
+            }
+            Some(Fact::Absent) => plan.notes.push(format!(
+                "Drifted: its tap {} is gone, so its guest has no network on {}; `stead restart {}` makes a new one",
+                handle.tap, handle.interface, vm.name
+            )),
+            _ => {}
+        }
+    }
+}

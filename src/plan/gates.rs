@@ -1,0 +1,144 @@
+//! The gates before deletions: what may be deleted now because no manifest declares it, and what waits.
+//!
+//! Each refuses the deletions it is about and nothing else. The rules and their order are Flux's and the kubelet's: what was
+//! not applied by us is not pruned, and an incomplete source prunes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use uuid::Uuid;
+
+use super::{Absences, AllowPrune, Hold, Policy};
+use crate::desired::{Desired, Origin};
+use crate::names::VmName;
+use crate::observed::{ObservedVm, Record};
+use crate::state::{GateState, Phase};
+use crate::time::Now;
+
+/// What the gates say of each VM that no manifest declares.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Verdicts {
+    by_vm: BTreeMap<VmName, Verdict>,
+    /// The digest of the deletions that the prune cap holds back: what `stead approve` takes.
+    pub digest: Option<String>,
+}
+
+/// What the gates say of one VM that no manifest declares.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// It may be deleted.
+    Delete,
+    /// It waits.
+    Hold(Hold),
+    /// It was never applied by us: it is nobody's to delete but `stead delete`'s.
+    Unclaimed,
+}
+
+impl Verdicts {
+    /// What the gates say of this VM; `None` when they have not heard of it, which lets nothing through.
+    pub fn of(&self, name: &VmName) -> Option<&Verdict> {
+        self.by_vm.get(name)
+    }
+}
+
+/// Asks the gates about every VM in `seen` that no manifest declares. `seen` is every VM of this state, declared or not:
+/// the cap is a share of them.
+pub fn decide<'a>(
+    desired: &Desired,
+    seen: impl Iterator<Item = (&'a VmName, &'a ObservedVm)>,
+    gates: &GateState,
+    absences: &Absences,
+    policy: &Policy,
+    allow: AllowPrune,
+    now: &Now,
+) -> Verdicts {
+    let mut verdicts = Verdicts::default();
+    let mut candidates = Vec::new();
+    let mut applied = 0;
+    for (name, vm) in seen {
+        let is_applied = origin_of(vm).is_some();
+        applied += usize::from(is_applied);
+        if desired.vms.contains_key(name) {
+            continue;
+        }
+        match judge(desired, name, vm, absences, policy, now) {
+            Some(verdict) => {
+                verdicts.by_vm.insert(name.clone(), verdict);
+            }
+            None => candidates.push((name, vm)),
+        }
+    }
+    let in_window =
+        |deletion: &&crate::state::Deletion| now.since(&deletion.at).is_some_and(|age| age < policy.prune_window);
+    let recent: Vec<_> = gates.deletions.iter().filter(in_window).collect();
+    // Those that were let through already go on, whatever else is wanted since.
+    let (begun, wanted): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|(name, _)| recent.iter().any(|deletion| deletion.name == **name));
+    verdicts.by_vm.extend(begun.iter().map(|(name, _)| ((*name).clone(), Verdict::Delete)));
+
+    let deletions = recent.len() + wanted.len();
+    let of = recent.iter().map(|deletion| deletion.of).chain([applied]).max().unwrap_or(0);
+    let exceeds = !wanted.is_empty() && deletions > policy.prune_free && deletions * 2 > of;
+    let digest = digest(&wanted);
+    let approved = gates.approval.as_ref().is_some_and(|approval| approval.digest == digest);
+    let is_held = exceeds && !approved && wanted.len() > allow.0;
+    for (name, _) in wanted {
+        let verdict = if is_held { Verdict::Hold(Hold::PruneCap { deletions, of }) } else { Verdict::Delete };
+        verdicts.by_vm.insert(name.clone(), verdict);
+    }
+    verdicts.digest = is_held.then_some(digest);
+    verdicts
+}
+
+/// Where the VM was applied from, if it was.
+pub fn origin_of(vm: &ObservedVm) -> Option<&Origin> {
+    let accepted = vm.ledger.accepted.as_ref().map(|accepted| &accepted.origin);
+    accepted.or_else(|| vm.record.handles().and_then(|handles| handles.origin.as_ref()))
+}
+
+/// What every gate but the cap says; `None` when none objects.
+fn judge(
+    desired: &Desired,
+    name: &VmName,
+    vm: &ObservedVm,
+    absences: &Absences,
+    policy: &Policy,
+    now: &Now,
+) -> Option<Verdict> {
+    if vm.ledger.delete_requested {
+        return Some(Verdict::Delete);
+    }
+    let Some(origin) = origin_of(vm) else { return Some(Verdict::Unclaimed) };
+    let accepted = vm.ledger.accepted.as_ref();
+    let hold = match desired.sources.get(&origin.source) {
+        None => Some(Hold::SourceIncomplete(vec![format!("its source {} is not read", origin.source)])),
+        Some(source) if !source.is_complete() => Some(Hold::SourceIncomplete(source.incomplete.clone())),
+        Some(source) => {
+            let is_other = accepted.is_some_and(|accepted| accepted.root != source.root);
+            (source.empty && is_other).then_some(Hold::FolderReplaced)
+        }
+    };
+    let hold = hold.or_else(|| accepted.filter(|accepted| accepted.vm.prune_disabled()).map(|_| Hold::Protected));
+    let hold = hold.or_else(|| {
+        let until = match absences.since.get(name) {
+            Some(since) => since.after(policy.prune_delay),
+            None => now.deadline(policy.prune_delay),
+        };
+        (!now.is_past(&until)).then_some(Hold::PruneDelay(until))
+    });
+    hold.map(Verdict::Hold)
+}
+
+/// A digest of exactly these deletions: any change of the set, or of a VM in it, is another one.
+fn digest(wanted: &[(&VmName, &ObservedVm)]) -> String {
+    let mut text = String::new();
+    for (name, vm) in wanted {
+        let phase = match &vm.record {
+            Record::Valid(handles) if handles.phase != Phase::Stopping => handles.incarnation,
+            _ => vm.ledger.incarnation,
+        };
+        let generation = vm.ledger.accepted.as_ref().map_or(0, |accepted| accepted.generation);
+        let _ = writeln!(text, "{name} {} {phase} {generation}", vm.ledger.uid);
+    }
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()[..12].to_owned()
+}

@@ -1,0 +1,339 @@
+//! What is wrong with a manifest, and what its author is told.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use stead::desired::load::{Loader, load_text, validate_paths};
+use stead::desired::{Desired, SourceName};
+
+const GOOD: &str = "\
+apiVersion: stead.dev/v1alpha1
+kind: VirtualMachine
+metadata:
+  name: web
+spec:
+  cpus: 2
+  memory: 128Mi
+  boot: {kernel: /k}
+";
+
+fn judge(text: &str) -> Desired {
+    load_text(SourceName("test".into()), Path::new("web.yaml"), text)
+}
+
+fn told(text: &str) -> Vec<String> {
+    judge(text).problems.iter().map(stead::desired::Problem::one_line).collect()
+}
+
+#[test]
+fn a_good_manifest_has_no_problem_and_every_default() {
+    let desired = judge(GOOD);
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
+    assert!(desired.sources.values().all(stead::desired::SourceState::is_complete));
+    let vm = desired.vms["web"][0].vm.as_ref().unwrap();
+    assert_eq!((vm.spec.cpus, vm.spec.memory_mib, vm.spec.termination_grace_period_seconds), (2, 128, 10));
+}
+
+/// What is changed in the good manifest, and what its author is told.
+#[test]
+fn every_mistake_is_told_with_its_place_and_what_to_do() {
+    let cases: &[(&str, &str, &str)] = &[
+        ("memory: 128Mi", "memroy: 128Mi", "web.yaml:7:3: unknown field `memroy` (did you mean `memory`?)"),
+        ("cpus: 2", "cpus: two", "web.yaml:6:9: cpus is the text \"two\", expected a whole number"),
+        ("cpus: 2", "cpus: '2'", "web.yaml:6:9: cpus is the text \"2\", expected a whole number"),
+        ("cpus: 2", "cpus: 0", "web.yaml:6:9: cpus is 0, expected a number from 1 to 32"),
+        ("cpus: 2", "cpus: yes", "web.yaml:6:9: cpus is the text \"yes\", expected a whole number"),
+        (
+            "memory: 128Mi",
+            "memory: 12Q",
+            "web.yaml:7:11: memory: \"12Q\" is not a quantity: write a number with Ki, Mi, Gi, Ti or k, M, G, T (such as \
+             128Mi or 1Gi)",
+        ),
+        (
+            "memory: 128Mi",
+            "memory: 1000000",
+            "web.yaml:7:11: memory is 1000000 bytes; a guest needs at least 1Mi (such as 128Mi)",
+        ),
+        (
+            "memory: 128Mi",
+            "memory: 100M",
+            "web.yaml:7:11: memory is 100000000 bytes, which is no whole number of MiB (the nearest is 95Mi)",
+        ),
+        ("name: web", "name: 12", "web.yaml:4:9: name is the number 12, expected a text (put it in quotes)"),
+        (
+            "name: web",
+            "name: ../web",
+            "web.yaml:4:9: \"../web\" is no VM's name: a name consists of lower-case letters, digits and '-': '.' is none \
+             of them",
+        ),
+        (
+            "kind: VirtualMachine",
+            "kind: VirtualMachin",
+            "web.yaml:2:7: kind is the text \"VirtualMachin\", expected VirtualMachine (did you mean `VirtualMachine`?)",
+        ),
+        ("kernel: /k", "kernel: k", "web.yaml:8:18: boot.kernel is \"k\", expected an absolute path"),
+        (
+            "kernel: /k",
+            "kernel: /k/../../etc",
+            "web.yaml:8:18: boot.kernel is \"/k/../../etc\": a path with `..` may lead elsewhere than it says",
+        ),
+        (
+            "  cpus: 2",
+            "  vmm: firecraker\n  cpus: 2",
+            "web.yaml:6:8: vmm is the text \"firecraker\", expected one of auto, firecracker, qemu (did you mean \
+             `firecracker`?)",
+        ),
+        (
+            "  cpus: 2",
+            "  disks: [{name: root, image: /i, mode: snapshot}]\n  cpus: 2",
+            "web.yaml:6:41: disks of mode snapshot are not built in this version of stead (use mode: direct with an image \
+             that no other VM writes to)",
+        ),
+        (
+            "  cpus: 2",
+            "  networkInterfaces: [{name: eth0, macAddress: '01:00:00:00:00:01'}]\n  cpus: 2",
+            "web.yaml:6:48: macAddress: this is a multicast address; the second digit of a unicast one is even",
+        ),
+        (
+            "  name: web",
+            "  name: web\n  annotations: {stead.dev/prune: disable}",
+            "web.yaml:5:34: stead.dev/prune is \"disable\", expected disabled (leave it out to let the VM be deleted with \
+             its manifest)",
+        ),
+    ];
+    for (good, bad, expected) in cases {
+        assert!(GOOD.contains(good), "{good}");
+        let text = GOOD.replacen(good, bad, 1);
+        assert!(told(&text).contains(&(*expected).to_owned()), "{bad}:\n{expected}\n{:#?}", told(&text));
+    }
+}
+
+#[test]
+fn all_errors_of_a_document_are_told_at_once_and_other_documents_stand() {
+    let bad = GOOD.replace("memory", "memroy").replace("cpus: 2", "cpus: two").replace("kernel: /k", "kernel: k");
+    let desired = judge(&format!("{bad}---\n{}", GOOD.replace("name: web", "name: db")));
+    let places: Vec<_> = desired.problems.iter().map(|problem| problem.place.unwrap().0).collect();
+    assert_eq!(places, [6, 6, 7, 8], "{:#?}", desired.problems);
+    assert!(desired.vms["web"][0].vm.is_err(), "it is declared, and invalid");
+    assert!(desired.vms["db"][0].vm.is_ok());
+    assert!(desired.sources.values().all(stead::desired::SourceState::is_complete), "its VMs are known");
+}
+
+#[test]
+fn a_document_whose_vm_cannot_be_told_makes_its_source_incomplete() {
+    for text in [
+        "a: [",
+        &GOOD.replace("  cpus", "\tcpus"),
+        &GOOD.replace("cpus: 2", "cpus: 2\n  cpus: 3"),
+        &GOOD.replace("name: web", "name: Web"),
+        &GOOD[..60],
+        "- just a list\n",
+        &"[".repeat(200_000),
+    ] {
+        let start = Instant::now();
+        let desired = judge(text);
+        assert!(!desired.problems.is_empty(), "{text:.80}");
+        assert!(!desired.sources.values().any(stead::desired::SourceState::is_complete), "{text:.80}");
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+    let tab = told(&GOOD.replace("  cpus", "\tcpus"));
+    assert!(tab[0].contains("there is a tab"), "{tab:?}");
+    let duplicate = told(&GOOD.replace("cpus: 2", "cpus: 2\n  cpus: 3"));
+    assert!(duplicate[0].starts_with("web.yaml:7:3: duplicate"), "{duplicate:?}");
+}
+
+struct Folder(tempfile::TempDir, Loader);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let loader = Loader::new(SourceName("test".into()), folder.path().to_owned());
+        Self(folder, loader)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    fn load(&mut self) -> Desired {
+        self.1.load(&BTreeSet::new())
+    }
+}
+
+fn complete(desired: &Desired) -> bool {
+    desired.sources.values().all(stead::desired::SourceState::is_complete)
+}
+
+#[test]
+fn only_files_with_the_name_of_a_manifest_are_read() {
+    let mut folder = Folder::new();
+    folder.write("web.yaml", GOOD);
+    for name in [".web.yaml", "web.yaml~", "web.yaml.bak", ".web.yaml.swp", "4913", "#web.yaml#", "README"] {
+        folder.write(name, GOOD.replace("web", "other"));
+    }
+    fs::create_dir(folder.0.path().join("sub")).unwrap();
+    folder.write("sub/db.yml", GOOD.replace("web", "db"));
+    folder.write("cache.json", r#"{"apiVersion":"stead.dev/v1alpha1","kind":"VirtualMachine","metadata":{"name":"cache"},"spec":{"memory":"1Mi","boot":{"kernel":"/k"}}}"#);
+    let desired = folder.load();
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
+    assert_eq!(desired.vms.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["cache", "db", "web"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_hides_nothing_and_costs_little() {
+    let mut folder = Folder::new();
+    folder.write("web.yaml", GOOD);
+    assert!(complete(&folder.load()));
+    let path = folder.0.path().join("odd.yaml");
+    type Make = fn(&Path);
+    let odd: [(&str, Make, &str); 7] = [
+        ("a FIFO", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap(), "this is no regular file"),
+        ("a dangling link", |path| symlink("nowhere", path).unwrap(), "this link leads nowhere"),
+        ("a link that leads out", |path| symlink("/etc/passwd", path).unwrap(), "this link leads out of the folder"),
+        ("a link to a device", |path| symlink("/dev/zero", path).unwrap(), "this link leads out of the folder"),
+        ("NUL bytes", |path| fs::write(path, b"a: 1\0").unwrap(), "there is a NUL byte at offset 4"),
+        ("not UTF-8", |path| fs::write(path, b"a: \xff").unwrap(), "the file is not UTF-8, first at offset 3"),
+        (
+            "64 MiB",
+            |path| fs::File::create(path).unwrap().set_len(64 << 20).unwrap(),
+            "the file is larger than 1048576 bytes",
+        ),
+    ];
+    for (what, make, expected) in odd {
+        make(&path);
+        let start = Instant::now();
+        let desired = folder.load();
+        assert!(start.elapsed() < Duration::from_secs(1), "{what}");
+        assert!(desired.problems.iter().any(|problem| problem.message.starts_with(expected)), "{what}: {desired:?}");
+        assert!(!complete(&desired), "{what}");
+        assert!(desired.vms["web"][0].vm.is_ok(), "{what}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_turns_unreadable_keeps_declaring_its_vms() {
+    let mut folder = Folder::new();
+    folder.write("web.yaml", GOOD);
+    assert!(folder.load().vms["web"][0].vm.is_ok());
+    folder.write("web.yaml", b"\0");
+    let desired = folder.load();
+    assert!(desired.vms["web"][0].vm.is_err());
+    assert!(!complete(&desired));
+}
+
+#[test]
+fn without_permission_to_read_a_source_is_incomplete() {
+    let mut folder = Folder::new();
+    folder.write("web.yaml", GOOD);
+    fs::set_permissions(folder.0.path().join("web.yaml"), fs::Permissions::from_mode(0)).unwrap();
+    // Root may read anything: the file is judged by an unprivileged `stead validate`.
+    let readable = fs::read(folder.0.path().join("web.yaml")).is_ok();
+    if readable {
+        fs::set_permissions(folder.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let copy = folder.0.path().join("stead");
+        fs::copy(env!("CARGO_BIN_EXE_stead"), &copy).unwrap();
+        let mut command = std::process::Command::new(copy);
+        std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+        let output = command.arg("validate").arg(folder.0.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("Permission denied"), "{text}");
+    } else {
+        assert!(!complete(&folder.load()));
+    }
+}
+
+#[test]
+fn a_missing_folder_is_not_an_empty_one() {
+    let mut loader = Loader::new(SourceName("test".into()), "/nonexistent/manifests".into());
+    let desired = loader.load(&BTreeSet::new());
+    assert!(!complete(&desired));
+    assert_eq!(desired.sources.values().next().unwrap().root, None);
+    assert!(complete(&Folder::new().load()));
+}
+
+#[test]
+fn a_data_link_swap_is_followed_inside_the_folder() {
+    let mut folder = Folder::new();
+    let root = folder.0.path().to_owned();
+    for (version, cpus) in [("..1", "1"), ("..2", "2")] {
+        fs::create_dir(root.join(version)).unwrap();
+        fs::write(root.join(version).join("web.yaml"), GOOD.replace("cpus: 2", &format!("cpus: {cpus}"))).unwrap();
+    }
+    symlink("..data/web.yaml", root.join("web.yaml")).unwrap();
+    for (version, cpus) in [("..1", 1), ("..2", 2)] {
+        symlink(version, root.join("..tmp")).unwrap();
+        fs::rename(root.join("..tmp"), root.join("..data")).unwrap();
+        let desired = folder.load();
+        assert_eq!(desired.vms["web"][0].vm.as_ref().unwrap().spec.cpus, cpus);
+        assert!(complete(&desired));
+    }
+}
+
+#[test]
+fn two_files_with_one_name_are_two_declarations() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", GOOD);
+    folder.write("b.yaml", GOOD);
+    let desired = folder.load();
+    let files: Vec<_> = desired.vms["web"].iter().map(|d| d.origin.path.to_str().unwrap().to_owned()).collect();
+    assert_eq!(files, ["a.yaml", "b.yaml"]);
+}
+
+#[test]
+fn a_file_that_is_being_written_keeps_what_it_said() {
+    let mut folder = Folder::new();
+    folder.write("web.yaml", GOOD);
+    let before = folder.load();
+    folder.write("web.yaml", &GOOD[..70]);
+    let unsettled = BTreeSet::from([folder.0.path().join("web.yaml")]);
+    assert_eq!(folder.1.load(&unsettled), before);
+    folder.write("new.yaml", "");
+    let unsettled = BTreeSet::from([folder.0.path().join("web.yaml"), folder.0.path().join("new.yaml")]);
+    let desired = folder.1.load(&unsettled);
+    assert_eq!(desired.vms, before.vms);
+    assert!(!complete(&desired), "nobody knows yet what the new file will say");
+}
+
+#[test]
+fn twenty_thousand_files_are_listed_in_little_time_and_not_read_twice() {
+    let mut folder = Folder::new();
+    for number in 0..20_000 {
+        folder.write(&format!("{number}.yaml"), GOOD.replace("web", &format!("vm-{number}")));
+    }
+    assert_eq!(folder.load().vms.len(), 20_000);
+    std::thread::sleep(Duration::from_millis(60));
+    folder.load();
+    let start = Instant::now();
+    assert_eq!(folder.load().vms.len(), 20_000);
+    let again = start.elapsed();
+    assert!(again < Duration::from_secs(2), "{again:?}");
+}
+
+#[test]
+fn validate_names_files_as_its_user_did() {
+    let folder = Folder::new();
+    folder.write("web.yaml", GOOD.replace("memory", "memroy"));
+    let path = folder.0.path().join("web.yaml");
+    for named in [folder.0.path().to_owned(), path.clone()] {
+        let problems = validate_paths(&[named]).problems;
+        assert_eq!(problems[0].path, path);
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_breaks_the_reader(text in "[\\PC\\n\\t]{0,200}") {
+        judge(&text);
+    }
+
+    #[test]
+    fn no_piece_of_a_good_manifest_breaks_the_reader(cut in 0..GOOD.len(), from in 0..GOOD.len()) {
+        judge(&GOOD[..cut]);
+        judge(&GOOD[from..]);
+    }
+}
