@@ -34,7 +34,7 @@ pub(super) struct Engine {
     seen: BTreeMap<VmName, Seen>,
     asked: BTreeMap<VmName, Vec<(Request, oneshot::Sender<Reply>)>>,
     adoptions: Vec<(PathBuf, oneshot::Sender<Reply>)>,
-    turns: JoinSet<(VmName, Report)>,
+    turns: JoinSet<(VmName, Box<Report>)>,
     progress_in: mpsc::UnboundedSender<Progress>,
     changes: usize,
     pub(super) wakeups: Wakeups,
@@ -44,7 +44,7 @@ pub(super) struct Engine {
 /// Something that happened to a VM.
 pub(super) enum Event {
     /// A worker has ended its turn.
-    TurnEnded(Result<(VmName, Report), JoinError>),
+    TurnEnded(Result<(VmName, Box<Report>), JoinError>),
     /// Its VMM has ended.
     Exited(VmName),
     /// A moment came.
@@ -206,7 +206,7 @@ impl Engine {
                 name: name.clone(),
             };
             let shared = Arc::clone(&self.shared);
-            self.turns.spawn_blocking(move || (name, shared.work(turn)));
+            self.turns.spawn_blocking(move || (name, Box::new(shared.work(turn))));
         }
     }
 
@@ -272,7 +272,7 @@ impl Engine {
         match event {
             Event::TurnEnded(ended) => {
                 let (name, report) = ended.map_err(ReconcileError::Worker)?;
-                self.absorb(name, report);
+                self.absorb(name, *report);
             }
             Event::Exited(name) => self.wakeups.wake(&name, Reason::Exited),
             // `dispatch` finds whose it is.

@@ -119,7 +119,7 @@ impl Shared {
             (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
         let report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
-        self.tell_holds(&report, &held_before, &mut events);
+        tell_holds(&report, &held_before, &mut events);
         self.publish(&report, &vmms, events);
         report
     }
@@ -264,19 +264,6 @@ impl Shared {
         }
     }
 
-    /// Says what holds the VM back, when that changed.
-    fn tell_holds(&self, report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
-        let name = &report.observed.name;
-        let held = holds_of(&report.plan);
-        for hold in held.iter().filter(|hold| !before.contains(hold)) {
-            tracing::warn!(vm = %name, "held: {hold}");
-            events.push(NewEvent::warning("Held", hold));
-        }
-        if held.is_empty() && !before.is_empty() && report.changes == 0 {
-            tracing::info!(vm = %name, "no longer held");
-        }
-    }
-
     /// Writes status.json, when it says anything new.
     fn publish(&self, report: &Report, vmms: &VmmFacts, events: Vec<NewEvent>) {
         let observed = &report.observed;
@@ -312,6 +299,19 @@ impl Shared {
             }
         }
         lock(&self.statuses).insert(name.clone(), status);
+    }
+}
+
+/// Says what holds the VM back, when that changed.
+fn tell_holds(report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
+    let name = &report.observed.name;
+    let held = holds_of(&report.plan);
+    for hold in held.iter().filter(|hold| !before.contains(hold)) {
+        tracing::warn!(vm = %name, "held: {hold}");
+        events.push(NewEvent::warning("Held", hold));
+    }
+    if held.is_empty() && !before.is_empty() && report.changes == 0 {
+        tracing::info!(vm = %name, "no longer held");
     }
 }
 
