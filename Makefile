@@ -46,10 +46,10 @@ test: need-cargo prepare lint ## Run everything: format, lints, and all tests, t
 	$(CARGO) test --locked --doc
 	if $(have_nextest); then $(CARGO) nextest run --locked; else $(CARGO) test --locked --lib --bins --tests; fi
 
-# Tests that start a VMM live in tests/vmm*.rs; plain `cargo test` cannot leave those out, so it runs the unit tests only.
+# Tests that start a VMM live in tests/vmm* and tests/host_linux; plain `cargo test` cannot leave those out, so it runs the unit tests only.
 .PHONY: test-quick
 test-quick: need-cargo ## Run the tests that need nothing from the host
-	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^vmm/)'; \
+	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux)/)'; \
 	else $(CARGO) test --locked --lib --bins; fi
 
 .PHONY: lint

@@ -146,7 +146,10 @@ impl Vm {
         }
         let facts = self.host.vmm_facts();
         let program = match self.kind {
-            VmmKind::Firecracker => facts.firecracker.unwrap(),
+            VmmKind::Firecracker => {
+                facts.kvm.expect("Firecracker needs KVM");
+                facts.firecracker.unwrap()
+            }
             VmmKind::Qemu => facts.qemu.unwrap(),
         };
         SpawnRequest {
@@ -185,7 +188,9 @@ impl Vm {
 
     #[track_caller]
     pub fn state_is(&self, process: &ProcessHandle, state: &GuestState) {
-        wait(&format!("the guest is {state:?}; VMM log: {}", self.vmm_log()), || {
+        wait(&format!("the guest is {state:?}"), || {
+            let lives = self.host.inspect(process).unwrap().is_some();
+            assert!(lives, "its VMM ended: {} {}", self.vmm_log(), self.console());
             (self.query(process) == Ok(state.clone())).then_some(())
         });
     }
