@@ -5,8 +5,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
 
 mod bed;
+mod commands;
 mod crash;
 mod faults;
 mod lifecycle;
+mod network;
 mod saving;
 mod strangers;
