@@ -9,7 +9,7 @@ use crate::host::{GuestState, VmmCommand};
 use crate::names::Incarnation;
 use crate::observed::{Fact, Guest, ObservedVm, Record, VmmProcess};
 use crate::plan::TeardownReason;
-use crate::state::{Blocked, Handles, Ledger, Phase, Stopping};
+use crate::state::{Blocked, Handles, Ledger, Phase, Stopping, TapHandle};
 
 /// How often a guest is asked to stop.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -87,7 +87,9 @@ impl Actor<'_> {
             Record::Valid(handles) => handles.tap_devices.clone(),
             Record::Missing | Record::Flawed(_) => self.tagged_taps(vm),
         };
-        for tap in &taps {
+        // One that is not there, or that carries another's tag, is none of ours: a start may have failed on it.
+        let is_ours = |tap: &&TapHandle| !vm.taps.get(&tap.tap).is_some_and(Fact::is_absent);
+        for tap in taps.iter().filter(is_ours) {
             let alias = uid.tap_alias(&self.layout.state_id, &tap.interface);
             if let Err(error) = self.host.delete_tap(&tap.tap, &alias) {
                 block(format!("tap {}", tap.tap), error);
