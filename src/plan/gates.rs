@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -12,7 +13,7 @@ use super::{Absences, AllowPrune, Hold, Policy};
 use crate::desired::{Desired, Origin};
 use crate::names::VmName;
 use crate::observed::{ObservedVm, Record};
-use crate::state::{GateState, Phase};
+use crate::state::{Deletion, FORMAT_VERSION, GateState, Phase};
 use crate::time::Now;
 
 /// What the gates say of each VM that no manifest declares.
@@ -21,6 +22,9 @@ pub struct Verdicts {
     by_vm: BTreeMap<VmName, Verdict>,
     /// The digest of the deletions that the prune cap holds back: what `stead approve` takes.
     pub digest: Option<String>,
+    /// What the gates must remember, durably, before the first of the deletions that they let through now begins.
+    /// `None` when they remember it already.
+    pub commit: Option<GateState>,
 }
 
 /// What the gates say of one VM that no manifest declares.
@@ -53,40 +57,64 @@ pub fn decide<'a>(
     now: &Now,
 ) -> Verdicts {
     let mut verdicts = Verdicts::default();
-    let mut candidates = Vec::new();
+    // Wanted now, or as soon as their wait is over: one change of the manifests is one batch, and is judged as one.
+    let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
     let mut applied = 0;
+    let begun = |name: &VmName| {
+        let deletion = gates.deletions.iter().find(|deletion| deletion.name == *name)?;
+        let since = absences.since.get(name)?;
+        // One that was declared again since was not deleted then, and is asked about anew.
+        (deletion.at.boot_id == since.boot_id && deletion.at.boot_ms >= since.boot_ms).then_some(())
+    };
     for (name, vm) in seen {
-        let is_applied = origin_of(vm).is_some();
-        applied += usize::from(is_applied);
+        applied += usize::from(origin_of(vm).is_some());
         if desired.vms.contains_key(name) {
             continue;
         }
         match judge(desired, name, vm, absences, policy, now) {
+            // What was let through already goes on, whatever else is wanted since.
+            None if begun(name).is_some() => {
+                verdicts.by_vm.insert(name.clone(), Verdict::Delete);
+            }
+            None => wanted.push((name, vm)),
             Some(verdict) => {
+                if matches!(verdict, Verdict::Hold(Hold::PruneDelay(_))) && begun(name).is_none() {
+                    waiting.push((name, vm));
+                }
                 verdicts.by_vm.insert(name.clone(), verdict);
             }
-            None => candidates.push((name, vm)),
         }
     }
-    let in_window =
-        |deletion: &&crate::state::Deletion| now.since(&deletion.at).is_some_and(|age| age < policy.prune_window);
-    let recent: Vec<_> = gates.deletions.iter().filter(in_window).collect();
-    // Those that were let through already go on, whatever else is wanted since.
-    let (begun, wanted): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|(name, _)| recent.iter().any(|deletion| deletion.name == **name));
-    verdicts.by_vm.extend(begun.iter().map(|(name, _)| ((*name).clone(), Verdict::Delete)));
-
-    let deletions = recent.len() + wanted.len();
-    let of = recent.iter().map(|deletion| deletion.of).chain([applied]).max().unwrap_or(0);
-    let exceeds = !wanted.is_empty() && deletions > policy.prune_free && deletions * 2 > of;
-    let digest = digest(&wanted);
-    let approved = gates.approval.as_ref().is_some_and(|approval| approval.digest == digest);
-    let is_held = exceeds && !approved && wanted.len() > allow.0;
-    for (name, _) in wanted {
-        let verdict = if is_held { Verdict::Hold(Hold::PruneCap { deletions, of }) } else { Verdict::Delete };
-        verdicts.by_vm.insert(name.clone(), verdict);
+    if wanted.is_empty() {
+        return verdicts;
     }
-    verdicts.digest = is_held.then_some(digest);
+    let mut batch: Vec<(&VmName, &ObservedVm)> = wanted.iter().chain(&waiting).copied().collect();
+    batch.sort_by_key(|(name, _)| *name);
+    let in_window = |deletion: &&Deletion| now.since(&deletion.at).is_some_and(|age| age < policy.prune_window);
+    let is_of_batch = |deletion: &Deletion| batch.iter().any(|(name, _)| **name == deletion.name);
+    let recent: Vec<&Deletion> =
+        gates.deletions.iter().filter(in_window).filter(|deletion| !is_of_batch(deletion)).collect();
+
+    let deletions = recent.len() + batch.len();
+    let of = recent.iter().map(|deletion| deletion.of).chain([applied]).max().unwrap_or(0);
+    let exceeds = deletions > policy.prune_free && deletions * 2 > of;
+    let digest = digest(&batch);
+    let approved = gates.approval.as_ref().is_some_and(|approval| approval.digest == digest);
+    let is_held = exceeds && !approved && batch.len() > allow.0;
+    for (name, _) in &wanted {
+        let verdict = if is_held { Verdict::Hold(Hold::PruneCap { deletions, of }) } else { Verdict::Delete };
+        verdicts.by_vm.insert((*name).clone(), verdict);
+    }
+    if is_held {
+        verdicts.digest = Some(digest);
+    } else {
+        // The whole batch is let through at once: its first deletion must not make another batch of the rest. An approval is
+        // for one plan, and is used up.
+        let at = now.deadline(Duration::ZERO);
+        let let_through = batch.iter().map(|(name, _)| Deletion { name: (*name).clone(), at: at.clone(), of });
+        let deletions = recent.into_iter().cloned().chain(let_through).collect();
+        verdicts.commit = Some(GateState { version: FORMAT_VERSION, deletions, approval: None });
+    }
     verdicts
 }
 
@@ -130,15 +158,15 @@ fn judge(
 }
 
 /// A digest of exactly these deletions: any change of the set, or of a VM in it, is another one.
-fn digest(wanted: &[(&VmName, &ObservedVm)]) -> String {
+fn digest(batch: &[(&VmName, &ObservedVm)]) -> String {
     let mut text = String::new();
-    for (name, vm) in wanted {
-        let phase = match &vm.record {
+    for (name, vm) in batch {
+        let incarnation = match &vm.record {
             Record::Valid(handles) if handles.phase != Phase::Stopping => handles.incarnation,
             _ => vm.ledger.incarnation,
         };
         let generation = vm.ledger.accepted.as_ref().map_or(0, |accepted| accepted.generation);
-        let _ = writeln!(text, "{name} {} {phase} {generation}", vm.ledger.uid);
+        let _ = writeln!(text, "{name} {} {incarnation} {generation}", vm.ledger.uid);
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()[..12].to_owned()
 }

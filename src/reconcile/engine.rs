@@ -17,6 +17,7 @@ use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::plan::claims::Claims;
 use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan, gates};
+use crate::state::{GateState, encode};
 use crate::wakeups::{Reason, Wakeups};
 
 /// How soon a failed action is tried again, at first and at most; it doubles in between.
@@ -74,6 +75,9 @@ impl Engine {
         }
         let loader = stead.loader();
         let gates = stead.gates();
+        // What an earlier stead let through goes on, if it is still absent.
+        let let_through = gates.deletions.iter().map(|deletion| (deletion.name.clone(), deletion.at.clone()));
+        let absences = Absences { since: let_through.collect() };
         let engine = Self {
             shared: Arc::new(Shared::new(stead, gates, exits_in)),
             loader,
@@ -81,7 +85,7 @@ impl Engine {
             only,
             desired: Arc::new(Desired::default()),
             listed_at: Instant::now(),
-            absences: Absences::default(),
+            absences,
             seen: BTreeMap::new(),
             asked: BTreeMap::new(),
             adoptions: Vec::new(),
@@ -151,8 +155,14 @@ impl Engine {
     fn note_absences(&mut self, undeclared: &[VmName]) {
         let now = self.stead().host.now().deadline(Duration::ZERO);
         self.absences.since.retain(|name, _| !self.desired.vms.contains_key(name));
+        // One whose deletion was let through waits no more.
+        let let_through: BTreeSet<VmName> =
+            worker::lock(&self.shared.gates).deletions.iter().map(|deletion| deletion.name.clone()).collect();
         for name in undeclared {
-            self.absences.since.insert(name.clone(), now.clone());
+            let since = self.absences.since.entry(name.clone()).or_insert_with(|| now.clone());
+            if !let_through.contains(name) {
+                since.clone_from(&now);
+            }
         }
     }
 
@@ -232,7 +242,24 @@ impl Engine {
         } else {
             self.absences.since.insert(name.clone(), now.deadline(Duration::ZERO));
         }
-        self.verdicts().of(name).cloned()
+        let verdicts = self.verdicts();
+        if let Some(commit) = &verdicts.commit
+            && let Err(error) = self.commit(commit)
+        {
+            // What cannot be counted is not done: the next look tries again.
+            tracing::warn!("no deletion begins: writing {}: {error}", self.stead().layout.gates().display());
+            return None;
+        }
+        verdicts.of(name).cloned()
+    }
+
+    /// Makes durable what the gates let through, before any of it begins: a crash after it counts a deletion that was not
+    /// done, and never forgets one that was.
+    fn commit(&self, gates: &GateState) -> std::io::Result<()> {
+        let path = self.stead().layout.gates();
+        self.stead().host.write_durable(&path, &encode(gates))?;
+        worker::lock(&self.shared.gates).clone_from(gates);
+        Ok(())
     }
 
     /// Who uses which image; only a VM with disks asks.

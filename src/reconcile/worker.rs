@@ -18,8 +18,8 @@ use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Fact, ObservedVm};
 use crate::plan::claims::Claims;
 use crate::plan::gates::Verdict;
-use crate::plan::{Action, Context, Hold, TeardownReason, VmPlan};
-use crate::state::{Deletion, FORMAT_VERSION, GateState, Phase, encode};
+use crate::plan::{Action, Context, Hold, VmPlan};
+use crate::state::{GateState, Phase, encode};
 use crate::status::{self, NewEvent, Status};
 use crate::time::Now;
 use crate::wakeups::Reason;
@@ -178,9 +178,6 @@ impl Shared {
         // One action a round: the next one is planned by what can be seen after it.
         let (name, Some(action)) = (&observed.name, plan.actions.first()) else { return Round::Done };
         let _ = progress.send(Progress::Acting { vm: name.clone(), action: action.to_string() });
-        if let Err(error) = self.count_deletion(name, action) {
-            return Round::Failed(error, false);
-        }
         match actor.act(observed, action) {
             Ok(Outcome::Done(what)) => {
                 *changes += 1;
@@ -203,28 +200,6 @@ impl Shared {
             // A failed start is on record: the next look frees what it made and counts it.
             Err(error) => Round::Failed(error, matches!(action, Action::Start { .. })),
         }
-    }
-
-    /// A deletion by absence is counted, durably, before it begins: a crash between counts it once too often, never too
-    /// seldom.
-    fn count_deletion(&self, name: &VmName, action: &Action) -> Result<(), ActError> {
-        let absent = matches!(action, Action::Teardown { reason: TeardownReason::Absent, .. } | Action::Forget);
-        if !absent {
-            return Ok(());
-        }
-        let mut gates = lock(&self.gates);
-        let now = self.stead.host.now();
-        let window = self.stead.settings.policy.prune_window;
-        gates.deletions.retain(|deletion| now.since(&deletion.at).is_some_and(|age| age < window));
-        if gates.deletions.iter().any(|deletion| deletion.name == *name) {
-            return Ok(());
-        }
-        let of = self.looker().known_vms().map_or(0, |vms| vms.len());
-        let at = now.deadline(Duration::ZERO);
-        gates.deletions.push(Deletion { name: name.clone(), at, of });
-        gates.version = FORMAT_VERSION;
-        let written = self.stead.host.write_durable(&self.stead.layout.gates(), &encode(&*gates));
-        written.map_err(|error| ActError::one("writing gates.json", error))
     }
 
     /// Has the kernel tell of the end of the VM's process.

@@ -13,8 +13,7 @@ use stead::observed::{Fact, Guest, Observed, ObservedVm, Record, VmmProcess};
 use stead::plan::{Action, Plan};
 use stead::spec::{Vm, VmmKind};
 use stead::state::{
-    Accepted, Booted, Deletion, ExitStatus, FORMAT_VERSION, GateState, Handles, Ledger, Phase, Stopping, StoredSpec,
-    TapHandle,
+    Accepted, Booted, ExitStatus, FORMAT_VERSION, GateState, Handles, Ledger, Phase, Stopping, StoredSpec, TapHandle,
 };
 use stead::time::{BootId, Deadline, Now};
 
@@ -129,17 +128,11 @@ impl World {
     /// Carries out the first action of each VM, as a worker does; true when there was any.
     pub fn apply(&mut self, plan: &Plan) -> bool {
         let mut any = false;
-        let of = self.vms.len();
         for (name, vm_plan) in &plan.vms {
             let Some(action) = vm_plan.actions.first() else { continue };
             any = true;
-            let (at, now_ms) = (deadline_ms(self.now_ms), self.now_ms);
+            let now_ms = self.now_ms;
             let vm = self.vms.entry(name.clone()).or_insert_with(|| nothing(name));
-            let is_deletion =
-                matches!(action, Action::Teardown { reason: stead::plan::TeardownReason::Absent, .. } | Action::Forget);
-            if is_deletion && !self.gates.deletions.iter().any(|deletion| deletion.name == *name) {
-                self.gates.deletions.push(Deletion { name: name.clone(), at, of });
-            }
             act(vm, action, now_ms);
         }
         any
