@@ -1,44 +1,58 @@
 //! The `stead` command: arguments in, exit status out.
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use stead::cli::{Cli, Command, Context, Exit, LogFormat, execute, report};
+use clap::error::ErrorKind;
 use tracing_subscriber::EnvFilter;
+
+use stead::cli::{Cli, CliError, Command, Context, Exit, LogFormat, execute, report};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers; whatever else clap says is a command line that could not be understood.
-            let is_answer = !error.use_stderr();
-            let _ = error.print();
-            return if is_answer { Exit::Converged.into() } else { Exit::Failed.into() };
-        }
+        Err(error) => return usage(&error),
     };
     let context = Context::new(cli.flags.clone());
-    start_log(&cli);
-    match execute(&context, cli.command) {
+    let done = start_logging(&cli, &context).and_then(|()| execute(&context, cli.command));
+    match done {
         Ok(exit) => exit.into(),
         Err(error) => {
-            report(&error, &context.term);
+            report(&error, context.term);
             error.exit().into()
         }
     }
 }
 
-/// Logs go to standard error, one line a change. Commands other than `run` show what they do themselves, so they log only
-/// what would otherwise go unsaid.
-fn start_log(cli: &Cli) {
-    let usual = if matches!(cli.command, Command::Run(_)) { "info" } else { "off" };
-    let level = cli.flags.log_level.as_deref().unwrap_or(usual);
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new(usual));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match cli.flags.log_format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => {
-            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            log.with_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none()).init();
-        }
+/// Help, the version, or what is wrong with the command line. Not clap's own exit status of 2, which here means that a VM
+/// failed.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Whoever closed the stream does not want to know.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Converged.into(),
+        _ => Exit::Failed.into(),
     }
+}
+
+/// Log lines go to standard error: one a change for `run`, only bugs for the others, which tell of changes and
+/// failures themselves.
+fn start_logging(cli: &Cli, context: &Context) -> Result<(), CliError> {
+    let usual = if matches!(cli.command, Command::Run(_)) { "info" } else { "error" };
+    let level = cli.flags.log_level.as_deref().filter(|level| !level.is_empty()).unwrap_or(usual);
+    let filter = EnvFilter::try_new(level).map_err(|error| CliError::Usage {
+        message: format!("--log-level {level:?}: {error}"),
+        hint: Some("one of error, warn, info, debug and trace, or a filter such as stead=debug".to_owned()),
+    })?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(context.term.err.color);
+    match cli.flags.log_format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    Ok(())
 }

@@ -3,6 +3,8 @@
 mod compute;
 mod conditions;
 mod events;
+#[cfg(test)]
+pub(crate) mod samples;
 
 pub use compute::{Live, StatusInput, compute, is_listed, live};
 pub use events::{EVENTS_MAX, NewEvent};

@@ -1,26 +1,32 @@
-//! `stead adopt`.
+//! `stead adopt DIR`.
 
 use std::path::PathBuf;
 
-use super::{CliError, Context, Exit, ask::ask};
+use super::act::{ActArgs, act};
+use super::{CliError, Context, Exit};
 use crate::control::Request;
 
-/// Take over VMs that another manager left
+/// Arguments of `stead adopt`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-DIR holds a handles.json, or a folder with one for each VM: an object with at least `pid` and `api_socket`, and the names of
-its devices. The pid must be the process that listens on the socket. No VM is touched; each is Unclaimed until a manifest
-of its name claims it.
-
 Examples:
-  stead adopt /var/lib/old-manager/vms")]
+  stead adopt /var/lib/old-manager/vms/web     take over one VM
+  stead adopt /var/lib/old-manager/vms         take over every VM below
+
+Each VM's folder holds a handles.json with at least its pid and its API socket. A VM is taken over only if that pid is
+the process that listens on that socket; nothing is done to the VM itself.")]
 pub struct Args {
-    /// The other manager's folder
+    /// The folder
     dir: PathBuf,
+    #[command(flatten)]
+    act: ActArgs,
 }
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let what = || format!("find {}", args.dir.display());
-    let dir = args.dir.canonicalize().map_err(|error| CliError::io(what(), error))?;
-    ask(context, &Request::Adopt { dir }, None)
+    // The running stead has another working directory.
+    let dir = args.dir.canonicalize().map_err(|source| CliError::io(format!("find {}", args.dir.display()), source))?;
+    if !dir.is_dir() {
+        return Err(CliError::usage(format!("{} is not a folder", dir.display())));
+    }
+    act(context, &args.act, "adopt", &Request::Adopt { dir }, None)
 }

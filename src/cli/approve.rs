@@ -1,21 +1,25 @@
-//! `stead approve`.
+//! `stead approve DIGEST`.
 
-use super::{CliError, Context, Exit, ask::ask};
+use super::act::{ActArgs, act};
+use super::{CliError, Context, Exit};
 use crate::control::Request;
 
-/// Let deletions through that a safety gate holds back
+/// Arguments of `stead approve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The digest is that of the plan that `stead plan` showed. Any change of what would be deleted voids it.
-
 Examples:
-  stead plan
-  stead approve a4e9c5ef12f6")]
+  stead plan                   shows the deletions that wait, and their digest
+  stead approve 3f9a1c         lets exactly those through
+
+Any change to what would be deleted voids an approval.")]
 pub struct Args {
     /// The digest that `stead plan` shows
     digest: String,
+    #[command(flatten)]
+    act: ActArgs,
 }
 
 pub(super) fn execute(context: &Context, args: Args) -> Result<Exit, CliError> {
-    ask(context, &Request::Approve { digest: args.digest }, None)
+    let Args { digest, act: options } = args;
+    act(context, &options, "approve", &Request::Approve { digest }, None)
 }

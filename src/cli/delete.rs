@@ -1,21 +1,26 @@
-//! `stead delete`.
+//! `stead delete NAME`.
 
-use super::{CliError, Context, Exit, ask::ask};
+use super::act::{ActArgs, act};
+use super::{CliError, Context, Exit};
 use crate::control::Request;
 use crate::names::VmName;
 
-/// Stop a VM that no manifest declares, and forget it
+/// Arguments of `stead delete`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-For VMs that are Unclaimed, protected or held back. A VM that a manifest declares is deleted by removing the manifest.
-
 Examples:
-  stead delete web")]
+  stead delete old-web         stop old-web and free everything it holds
+
+This is for VMs that no manifest declares: unclaimed ones, and those that `stead.dev/prune: disabled` protects.
+To delete a VM that a manifest declares, remove the manifest.")]
 pub struct Args {
     /// The VM
     name: VmName,
+    #[command(flatten)]
+    act: ActArgs,
 }
 
 pub(super) fn execute(context: &Context, args: Args) -> Result<Exit, CliError> {
-    ask(context, &Request::Delete { name: args.name.clone() }, Some(args.name))
+    let Args { name, act: options } = args;
+    act(context, &options, "delete", &Request::Delete { name: name.clone() }, Some(name))
 }

@@ -1,167 +1,231 @@
-//! `stead describe`: everything about one VM.
+//! `stead describe NAME`.
 
-use std::fmt::Write;
+use clap::ValueEnum;
+use serde_json::Value;
 
-use serde_json::json;
-
-use super::{CliError, Context, Exit, get, table};
-use crate::config::Access;
+use super::table::{age, align, one_line};
+use super::term::Stream;
+use super::view::{Looker, View, Views, object, to_json, to_yaml};
+use super::{CliError, Context, Exit};
 use crate::names::VmName;
-use crate::observed::{Fact, ObservedVm};
-use crate::reconcile;
-use crate::status::Status;
+use crate::observed::{Fact, Record};
+use crate::status::{ConditionStatus, ConditionType, EventType};
+use crate::time::Now;
 
-/// Show everything about one VM
+/// Arguments of `stead describe`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  stead describe web
-  stead describe web -o json | jq .handles")]
+  stead describe web               its spec, conditions, what it holds on the host, and what happened last
+  stead describe web -o yaml       the same for programs")]
 pub struct Args {
     /// The VM
     name: VmName,
+
     /// How to show it
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Format,
+    output: Output,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
     /// For people
     #[default]
     Text,
     /// For programs
     Json,
-    /// For programs that people read
+    /// For both
     Yaml,
 }
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let stead = context.stead(Access::Reader)?;
-    let views = get::views(&stead, Some(&args.name))?;
-    let Some(view) = views.first() else { return Err(get::unknown(&stead, &args.name)) };
-    let mut observed = reconcile::look(&stead, Some(&args.name))?;
-    let Some(vm) = observed.vms.remove(&args.name) else { return Err(get::unknown(&stead, &args.name)) };
-    let status = get::read_status(&stead, &args.name);
-    let whole = json!({
-        "status": view,
-        "declared": vm.ledger.accepted,
-        "handles": vm.record.handles(),
-        "ledger": vm.ledger,
-        "events": status.as_ref().map(|status| &status.events),
-    });
+    let mut looker = Looker::new(context)?;
+    let (view, now) = looker.look_at(&args.name)?;
     let text = match args.output {
-        Format::Json => table::json(&whole)?,
-        Format::Yaml => table::yaml(&whole)?,
-        Format::Text => describe(view, &vm, status.as_ref(), stead.host.now().wall)?,
+        Output::Text => describe(&view, &now, context.term.out)?,
+        Output::Json => to_json(&whole(&view)?)?,
+        Output::Yaml => to_yaml(&whole(&view)?)?,
     };
     context.term.print(text)?;
+    looker.note_age(context, &Views { vms: vec![view], now: Some(now) });
     Ok(Exit::Converged)
 }
 
-fn describe(
-    view: &get::View,
-    vm: &ObservedVm,
-    status: Option<&Status>,
-    now: jiff::Timestamp,
-) -> Result<String, CliError> {
-    let mut text = String::new();
-    let mut line = |label: &str, value: &str| {
-        let _ = writeln!(text, "{:<14}{value}", format!("{label}:"));
+/// The object that `get` shows, with what the VM holds and what stead remembers of it.
+fn whole(view: &View) -> Result<Value, CliError> {
+    let format = |error: serde_json::Error| CliError::Format(error.to_string());
+    let mut value = object(view);
+    value["handles"] = serde_json::to_value(view.observed.record.handles()).map_err(format)?;
+    value["ledger"] = serde_json::to_value(&view.observed.ledger).map_err(format)?;
+    Ok(value)
+}
+
+/// A heading and what stands under it, indented.
+struct Page {
+    text: String,
+    out: Stream,
+}
+
+impl Page {
+    fn fields(&mut self, fields: &[(&str, String)]) {
+        let rows: Vec<_> = fields.iter().map(|(name, value)| vec![format!("{name}:"), value.clone()]).collect();
+        self.lines("", &align(&rows));
+    }
+
+    fn table(&mut self, title: &str, header: &[&str], rows: Vec<Vec<String>>) {
+        self.title(title);
+        if rows.is_empty() {
+            return self.lines("  ", &["none".to_owned()]);
+        }
+        let mut all = vec![header.iter().map(|&name| name.to_owned()).collect()];
+        all.extend(rows);
+        self.lines("  ", &align(&all));
+    }
+
+    fn title(&mut self, title: &str) {
+        self.text.push_str(&self.out.strong(&format!("{title}:")));
+        self.text.push('\n');
+    }
+
+    fn lines(&mut self, indent: &str, lines: &[String]) {
+        for line in lines {
+            self.text.extend([indent, line, "\n"]);
+        }
+    }
+}
+
+fn describe(view: &View, now: &Now, out: Stream) -> Result<String, CliError> {
+    let mut page = Page { text: String::new(), out };
+    let View { name, live, status, observed } = view;
+    let accepted = observed.ledger.accepted.as_ref();
+    let ago = |then| format!("{} ago", age(now.wall, then));
+    let none = || "-".to_owned();
+    let pairs = |map: &std::collections::BTreeMap<String, String>| {
+        let all: Vec<_> = map.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        if all.is_empty() { none() } else { all.join(", ") }
     };
-    line("Name", vm.name.as_str());
-    line("UID", &vm.ledger.uid.to_string());
-    let message = if view.message.is_empty() { String::new() } else { format!(" ({})", view.message) };
-    line("Status", &format!("{}{message}", view.phase));
-    line("Incarnation", &vm.ledger.incarnation.max(live_incarnation(vm)).to_string());
-    line("Restarts", &vm.ledger.restarts.to_string());
-    if let Some(exit) = &vm.ledger.last_exit {
-        let by = if exit.requested { "stopped" } else { "ended by itself" };
-        line("Last end", &format!("incarnation {} {by}, {}, at {}", exit.incarnation, exit.status, exit.at));
-    }
-    if let Some(accepted) = &vm.ledger.accepted {
-        line("Declared in", &format!("{} (generation {})", accepted.origin, accepted.generation));
-        for (key, value) in &accepted.vm.labels {
-            line("Label", &format!("{key}={value}"));
+    page.fields(&[
+        ("Name", name.to_string()),
+        ("UID", observed.ledger.uid.to_string()),
+        ("Declared in", accepted.map_or_else(none, |accepted| accepted.origin.to_string())),
+        ("Generation", accepted.map_or_else(none, |accepted| accepted.generation.to_string())),
+        ("Labels", accepted.map_or_else(none, |accepted| pairs(&accepted.vm.labels))),
+        ("Annotations", accepted.map_or_else(none, |accepted| pairs(&accepted.vm.annotations))),
+        ("Status", live.phase.to_string()),
+        ("Ready", live.ready.to_string()),
+        ("Message", if live.message.is_empty() { none() } else { one_line(&live.message) }),
+        ("Since", live.since.map_or_else(none, |since| format!("{since} ({})", ago(since)))),
+        ("VMM", live.vmm.map_or_else(none, |vmm| vmm.to_string())),
+        ("PID", live.pid.map_or_else(none, |pid| pid.to_string())),
+        ("Incarnation", live.incarnation.to_string()),
+        ("Restarts", observed.ledger.restarts.to_string()),
+        (
+            "Last exit",
+            observed.ledger.last_exit.as_ref().map_or_else(none, |exit| format!("{} ({})", exit.status, ago(exit.at))),
+        ),
+    ]);
+    page.title("Spec");
+    match accepted {
+        Some(accepted) => {
+            let spec = serde_json::to_value(&accepted.vm.spec).map_err(|error| CliError::Format(error.to_string()))?;
+            let yaml = to_yaml(&spec)?;
+            page.lines("  ", &yaml.lines().map(str::to_owned).collect::<Vec<_>>());
         }
-        for (key, value) in &accepted.vm.annotations {
-            line("Annotation", &format!("{key}={value}"));
-        }
-        text += "\nSpec:\n";
-        text += &indent(&table::yaml(&accepted.vm.spec)?);
+        None => page.lines("  ", &["unknown: no manifest declared it".to_owned()]),
     }
-    text += "\nHandles:\n";
-    text += &handles(vm);
-    text += "\nConditions:\n";
-    match status {
-        Some(status) => {
-            let head = ["  TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"].map(str::to_owned).to_vec();
-            let rows = status.conditions.iter().map(|condition| {
-                let since = table::age(now.duration_since(condition.last_transition_time).as_secs());
-                let (kind, value) = (format!("  {:?}", condition.kind), format!("{:?}", condition.status));
-                vec![kind, value, condition.reason.clone(), since, condition.message.clone()]
-            });
-            text += &table::columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
-        }
-        None => text += "  none recorded yet\n",
-    }
-    text += "\nEvents:\n";
-    match status.filter(|status| !status.events.is_empty()) {
-        Some(status) => {
-            let head = ["  LAST SEEN", "TYPE", "REASON", "COUNT", "MESSAGE"].map(str::to_owned).to_vec();
-            let rows = status.events.iter().map(|event| {
-                let ago = format!("  {}", table::age(now.duration_since(event.last_seen).as_secs()));
-                vec![ago, event.kind.to_string(), event.reason.clone(), event.count.to_string(), event.message.clone()]
-            });
-            text += &table::columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
-        }
-        None => text += "  none\n",
-    }
-    Ok(text)
+    handles(&mut page, view);
+    let status = status.as_ref();
+    let conditions = status.map_or(&[][..], |status| &status.conditions).iter().map(|condition| {
+        let word = condition.status.to_string();
+        let alarming = (condition.kind == ConditionType::Ready) != (condition.status == ConditionStatus::True);
+        let calm = condition.kind == ConditionType::Progressing || !alarming;
+        vec![
+            condition.kind.to_string(),
+            if calm { word } else { out.careful(&word) },
+            condition.reason.clone(),
+            age(now.wall, condition.last_transition_time),
+            one_line(&condition.message),
+        ]
+    });
+    page.table("Conditions", &["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"], conditions.collect());
+    let events = status.map_or(&[][..], |status| &status.events).iter().map(|event| {
+        let word = event.kind.to_string();
+        let last = age(now.wall, event.last_seen);
+        vec![
+            if event.kind == EventType::Normal { word } else { out.careful(&word) },
+            event.reason.clone(),
+            match event.count {
+                1 => last,
+                count => format!("{last} (x{count} over {})", age(now.wall, event.first_seen)),
+            },
+            one_line(&event.message),
+        ]
+    });
+    page.table("Events", &["TYPE", "REASON", "AGE", "MESSAGE"], events.collect());
+    Ok(page.text)
 }
 
-fn live_incarnation(vm: &ObservedVm) -> crate::names::Incarnation {
-    vm.process.present().map(|process| process.incarnation).unwrap_or_default()
+/// What the VM holds on the host.
+fn handles(page: &mut Page, view: &View) {
+    page.title("Handles");
+    let handles = match &view.observed.record {
+        Record::Missing => return page.lines("  ", &["none".to_owned()]),
+        Record::Flawed(why) => return page.lines("  ", &[format!("cannot be trusted: {}", one_line(why))]),
+        Record::Valid(handles) => handles,
+    };
+    let phase = format!("{:?}", handles.phase).to_lowercase();
+    let mut rows = vec![
+        vec!["Phase:".to_owned(), phase],
+        vec!["API socket:".to_owned(), handles.api_socket.display().to_string()],
+    ];
+    for tap in &handles.tap_devices {
+        let there = match view.observed.taps.get(&tap.tap) {
+            Some(Fact::Present(_)) => "",
+            Some(Fact::Absent) | None => " (not there)",
+            Some(Fact::Unknown(_)) => " (cannot tell whether it is there)",
+        };
+        let bridge = tap.bridge.as_ref().map_or_else(String::new, |bridge| format!(" on {bridge}"));
+        rows.push(vec![format!("Tap of {}:", tap.interface), format!("{}{bridge}{there}", tap.tap)]);
+    }
+    for (step, blocked) in &handles.blocked {
+        rows.push(vec![format!("Not freed ({step}):"), one_line(&blocked.why)]);
+    }
+    page.lines("  ", &align(&rows));
 }
 
-/// What the VM holds on the host, each with its state now.
-fn handles(vm: &ObservedVm) -> String {
-    let mut rows = Vec::new();
-    let mut row = |what: &str, which: String, state: String| rows.push(vec![format!("  {what}"), which, state]);
-    match &vm.process {
-        Fact::Present(process) => {
-            row(
-                "process",
-                format!("{} pid {}", process.vmm, process.process.identity.pid),
-                "alive, proven ours".into(),
-            );
-        }
-        Fact::Absent => row("process", "-".into(), "none, proven".into()),
-        Fact::Unknown(why) => row("process", "-".into(), format!("unknown: {why}")),
-    }
-    if let Some(handles) = vm.record.handles() {
-        row("api socket", handles.api_socket.display().to_string(), format!("{:?}", vm.guest));
-        for tap in &handles.tap_devices {
-            let state = match vm.taps.get(&tap.tap) {
-                Some(Fact::Present(found)) => match &found.bridge {
-                    Some(bridge) => format!("up on bridge {bridge}"),
-                    None => "up".to_owned(),
-                },
-                Some(Fact::Absent) | None => "gone".to_owned(),
-                Some(Fact::Unknown(why)) => format!("unknown: {why}"),
-            };
-            row("tap", format!("{} for {}", tap.tap, tap.interface), state);
-        }
-        for (step, blocked) in &handles.blocked {
-            row("still held", step.clone(), format!("{} ({} tries)", blocked.why, blocked.failures));
-        }
-    }
-    for file in &vm.leftover_files {
-        row("left over", file.display().to_string(), "to be freed".into());
-    }
-    table::columns(&rows)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::samples::{now, plan, running};
+    use crate::status::{NewEvent, StatusInput, compute, live};
 
-fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
+    #[test]
+    fn a_description_has_every_part_and_counts_events() {
+        let observed = running();
+        let idle = plan(vec![], vec![]);
+        let input = StatusInput {
+            observed: &observed,
+            plan: &idle,
+            generation: None,
+            last_error: Some("disk\nfull"),
+            advisories: &[],
+        };
+        let died = || vec![NewEvent::warning("Died", "exit status 1")];
+        let first = compute(None, &input, died(), &now(1));
+        let status = compute(Some(&first), &input, died(), &now(50));
+        let live = live(Some(&status), &observed, &now(61));
+        let view = View { name: observed.name.clone(), live, status: Some(status), observed };
+        let text = describe(&view, &now(61), Stream::default()).unwrap();
+        for part in [
+            "Name:         web\n",
+            "PID:          4711\n",
+            "Spec:\n  unknown: no manifest declared it\n",
+            "Handles:\n  none\n",
+            "  Degraded     True    ActionFailed  1m0s  disk full\n",
+            "  Warning  Died    11s (x2 over 1m0s)  exit status 1\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+        }
+        assert!(whole(&view).unwrap()["ledger"]["uid"].is_string());
+    }
 }

@@ -60,6 +60,11 @@ impl CliError {
         Self::Io { what: what.into(), source }
     }
 
+    /// Something that makes no sense here, with no advice to give.
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: None }
+    }
+
     /// What a person can do about it.
     fn hint(&self) -> Option<String> {
         match self {
@@ -93,7 +98,7 @@ impl From<io::Error> for CliError {
 }
 
 /// Tells of an error on standard error: what, why, and what to do.
-pub fn report(error: &CliError, term: &Term) {
+pub fn report(error: &CliError, term: Term) {
     if matches!(error, CliError::ReaderGone) {
         return;
     }
@@ -101,18 +106,15 @@ pub fn report(error: &CliError, term: &Term) {
     let _ = io::stderr().write_all(describe(error, term).as_bytes());
 }
 
-fn describe(error: &CliError, term: &Term) -> String {
-    let mut text = format!("{} {error}", term.err.bad("error:"));
+fn describe(error: &CliError, term: Term) -> String {
+    let mut parts = vec![format!("{} {error}", term.err.bad("error:"))];
     let mut cause = error.source();
     while let Some(error) = cause {
-        text += &format!(": {error}");
+        parts.push(error.to_string());
         cause = error.source();
     }
-    text.push('\n');
-    if let Some(hint) = error.hint() {
-        text += &format!("{} {hint}\n", term.err.strong("hint:"));
-    }
-    text
+    let hint = error.hint().map_or_else(String::new, |hint| format!("{} {hint}\n", term.err.strong("hint:")));
+    format!("{}\n{hint}", parts.join(": "))
 }
 
 #[cfg(test)]
@@ -124,7 +126,7 @@ mod tests {
     fn an_error_is_told_with_its_causes_and_what_to_do() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = CliError::State(StateError::Io { what: "make", path: "/var/lib/stead".into(), source: denied });
-        let text = describe(&error, &Term::new(ColorChoice::Never));
+        let text = describe(&error, Term::new(ColorChoice::Never));
         assert!(text.starts_with("error: could not make /var/lib/stead: permission denied\nhint: "), "{text}");
     }
 

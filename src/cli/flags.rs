@@ -24,38 +24,68 @@ pub enum LogFormat {
 #[command(next_help_heading = "Global options")]
 pub struct Flags {
     /// Folder of manifests [default: /etc/stead/manifests as root, else in XDG_CONFIG_HOME]
-    #[arg(long, env = "STEAD_MANIFESTS", global = true, value_name = "DIR", hide_env_values = true)]
+    #[arg(long, env = "STEAD_MANIFESTS", hide_env_values = true, global = true, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
     /// Folder of durable state [default: /var/lib/stead as root, else in XDG_STATE_HOME]
-    #[arg(long, env = "STEAD_STATE_DIR", global = true, value_name = "DIR", hide_env_values = true)]
+    #[arg(long, env = "STEAD_STATE_DIR", hide_env_values = true, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
     /// Folder of sockets [default: /run/stead as root, else in XDG_RUNTIME_DIR]
-    #[arg(long, env = "STEAD_RUN_DIR", global = true, value_name = "DIR", hide_env_values = true)]
+    #[arg(long, env = "STEAD_RUN_DIR", hide_env_values = true, global = true, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 
     /// When to use colours; NO_COLOR is obeyed
-    #[arg(long, env = "STEAD_COLOR", global = true, value_enum, default_value_t, value_name = "WHEN")]
+    #[arg(
+        long,
+        env = "STEAD_COLOR",
+        hide_env_values = true,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN"
+    )]
     pub(super) color: ColorChoice,
 
     /// Firecracker's program
-    #[arg(long, env = "STEAD_FIRECRACKER", global = true, value_name = "PROGRAM", default_value = "firecracker")]
+    #[arg(
+        long,
+        env = "STEAD_FIRECRACKER",
+        hide_env_values = true,
+        global = true,
+        value_name = "PROGRAM",
+        default_value = "firecracker"
+    )]
     #[arg(hide_short_help = true)]
     firecracker: PathBuf,
 
     /// QEMU's program
-    #[arg(long, env = "STEAD_QEMU", global = true, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    #[arg(
+        long,
+        env = "STEAD_QEMU",
+        hide_env_values = true,
+        global = true,
+        value_name = "PROGRAM",
+        default_value = "qemu-system-x86_64"
+    )]
     #[arg(hide_short_help = true)]
     qemu: PathBuf,
 
     /// How QEMU runs guests: with KVM, without (tcg), or as the host allows
-    #[arg(long, env = "STEAD_QEMU_ACCEL", global = true, value_enum, default_value_t, value_name = "HOW")]
+    #[arg(
+        long,
+        env = "STEAD_QEMU_ACCEL",
+        hide_env_values = true,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "HOW"
+    )]
     #[arg(hide_short_help = true)]
     qemu_accel: QemuAccel,
 
     /// How many VMs are worked on at once
-    #[arg(long, env = "STEAD_PARALLEL", global = true, value_name = "N", default_value_t = DEFAULT_PARALLEL)]
+    #[arg(long, env = "STEAD_PARALLEL", hide_env_values = true, global = true, value_name = "N", default_value_t = DEFAULT_PARALLEL)]
     #[arg(hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel: u16,
 
@@ -65,47 +95,62 @@ pub struct Flags {
     api_timeout: Duration,
 
     /// How often everything is looked at again, as a net under all events
-    #[arg(long, env = "STEAD_RESYNC", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_RESYNC", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "10m")]
     resync: Duration,
 
     /// How long a manifest must be missing before its VM counts as deleted
-    #[arg(long, env = "STEAD_PRUNE_DELAY", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_PRUNE_DELAY", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "3s")]
     prune_delay: Duration,
 
     /// How long a VMM may take until its guest runs
-    #[arg(long, env = "STEAD_START_TIMEOUT", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_START_TIMEOUT", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "30s")]
     start_timeout: Duration,
 
     /// The wait after a VM's first failure; it doubles with each further one
-    #[arg(long, env = "STEAD_BACKOFF_INITIAL", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_BACKOFF_INITIAL", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "1s")]
     backoff_initial: Duration,
 
     /// The longest wait between two starts
-    #[arg(long, env = "STEAD_BACKOFF_MAX", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_BACKOFF_MAX", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "5m")]
     backoff_max: Duration,
 
     /// How long a VM must run for its earlier failures to be forgotten
-    #[arg(long, env = "STEAD_STABLE_TIME", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_STABLE_TIME", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "10m")]
     stable_time: Duration,
 
     /// How large a console or VMM log may grow before its older half is dropped
-    #[arg(long, env = "STEAD_LOG_LIMIT", global = true, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, env = "STEAD_LOG_LIMIT", hide_env_values = true, global = true, value_name = "SIZE", value_parser = parse_bytes)]
     #[arg(hide_short_help = true, default_value = "4Mi")]
     log_limit: u64,
 
     /// How stead's own log lines look
-    #[arg(long, env = "STEAD_LOG_FORMAT", global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        long,
+        env = "STEAD_LOG_FORMAT",
+        hide_env_values = true,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     #[arg(hide_short_help = true)]
     pub log_format: LogFormat,
 
     /// What stead logs: error, warn, info, debug, trace, or a filter [default: info for run, else warn]
-    #[arg(long, env = "STEAD_LOG", global = true, value_name = "LEVEL", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "STEAD_LOG",
+        hide_env_values = true,
+        global = true,
+        value_name = "LEVEL",
+        hide_short_help = true
+    )]
     pub log_level: Option<String>,
 }
 

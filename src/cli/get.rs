@@ -1,200 +1,270 @@
-//! `stead get`: VMs, their liveness proven anew.
+//! `stead get [NAME]`.
 
-use std::collections::BTreeMap;
-use std::sync::mpsc;
-use std::time::Duration;
+use clap::ValueEnum;
+use serde_json::{Value, json};
 
-use notify::{RecursiveMode, Watcher};
-use serde::Serialize;
-
-use super::{CliError, Context, Exit, table};
-use crate::config::Access;
-use crate::desired::structure::nearest;
+use super::term::Stream;
+use super::view::{Looker, View, Views, object, to_json, to_yaml};
+use super::{CliError, Context, Exit, table, watch};
 use crate::names::VmName;
-use crate::reconcile::{self, Stead};
-use crate::status::{Condition, ConditionStatus, Status, VmPhase, is_listed, live};
+use crate::status::{ConditionStatus, VmPhase};
+use crate::time::Now;
 
-/// Show VMs, their liveness proven anew
+/// Arguments of `stead get`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  stead get
-  stead get web -o yaml
-  stead get -o wide --watch
-  stead get -o name | xargs -n1 stead describe")]
+  stead get                                 every VM
+  stead get web -o wide                     one VM, with what is wrong with it
+  stead get --watch                         every VM, and a line for each change
+  stead get -o json | jq '.items[].status'  for programs
+  stead get -o name                         names alone, for xargs
+
+Whether a VM lives is proven anew each time; AGE is how long its status is what it is.")]
 pub struct Args {
-    /// Only this VM
+    /// The VM; every VM where none is named
     name: Option<VmName>,
-    /// How to show them
+
+    /// How to show it
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Format,
-    /// Go on, and show each VM again when it changes
+    output: Output,
+
+    /// Go on, with a line for each change
     #[arg(short, long)]
     watch: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// A line a VM
+/// How VMs are shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Columns
     #[default]
     Table,
-    /// The same with more columns
+    /// More columns
     Wide,
     /// For programs
     Json,
-    /// For programs that people read
+    /// For both
     Yaml,
     /// Names alone
     Name,
 }
 
-/// One VM as it is shown: what was just proven, and of what was recorded what does not contradict it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct View {
-    name: VmName,
-    pub(super) phase: VmPhase,
-    pub(super) ready: ConditionStatus,
-    vmm: Option<String>,
-    pid: Option<i32>,
-    incarnation: u64,
-    restarts: u32,
-    since: Option<jiff::Timestamp>,
-    pub(super) message: String,
-    conditions: Vec<Condition>,
-    recorded_at: Option<jiff::Timestamp>,
-}
-
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let stead = context.stead(Access::Reader)?;
-    if args.watch {
-        return watch(context, &stead, args);
-    }
-    let views = views(&stead, args.name.as_ref())?;
-    if let (Some(name), true) = (&args.name, views.is_empty()) {
-        return Err(unknown(&stead, name));
-    }
-    let now = stead.host.now().wall;
-    context.term.print(render(&views, args, now, true)?)?;
-    if views.is_empty() && args.output == Format::Table {
-        context.term.note("no VM is known; `stead plan` shows what would be started");
-    }
-    Ok(Exit::Converged)
-}
-
-/// No such VM, and the one that may be meant.
-pub(super) fn unknown(stead: &Stead, name: &VmName) -> CliError {
-    let known: Vec<String> =
-        views(stead, None).unwrap_or_default().into_iter().map(|view| view.name.to_string()).collect();
-    let hint = nearest(name.as_str(), known.iter().map(String::as_str)).map(|near| format!("did you mean {near}?"));
-    CliError::Usage {
-        message: format!("there is no VM {name}"),
-        hint: Some(hint.unwrap_or_else(|| "`stead get` lists those that there are".to_owned())),
-    }
-}
-
-/// Every VM, or the one of this name.
-pub(super) fn views(stead: &Stead, only: Option<&VmName>) -> Result<Vec<View>, CliError> {
-    let observed = reconcile::look(stead, only)?;
-    let now = stead.host.now();
-    let mut views = Vec::new();
-    for (name, vm) in &observed.vms {
-        let status = read_status(stead, name);
-        if !is_listed(status.as_ref(), vm) {
-            continue;
+    let mut looker = Looker::new(context)?;
+    let views = match &args.name {
+        Some(name) => {
+            let (view, now) = looker.look_at(name)?;
+            Views { vms: vec![view], now: Some(now) }
         }
-        let live = live(status.as_ref(), vm, &now);
-        views.push(View {
-            name: name.clone(),
-            phase: live.phase,
-            ready: live.ready,
-            vmm: live.vmm.map(|vmm| vmm.to_string()),
-            pid: live.pid,
-            incarnation: live.incarnation.0,
-            restarts: vm.ledger.restarts,
-            since: live.since,
-            message: live.message,
-            conditions: status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default(),
-            recorded_at: status.map(|status| status.updated_at),
+        None => looker.look(None)?,
+    };
+    context.term.print(text(args.output, args.name.is_some(), &views, context.term.out)?)?;
+    if views.vms.is_empty() && matches!(args.output, Output::Table | Output::Wide) {
+        context.term.note("there are no VMs");
+    }
+    looker.note_age(context, &views);
+    if !args.watch {
+        return Ok(Exit::Converged);
+    }
+    let mut shown = Shown::of(args.output, &views);
+    watch::each_change(looker, |looker| {
+        let views = looker.look(args.name.as_ref())?;
+        let text = shown.changes(args.output, &views, context.term.out)?;
+        Ok(context.term.print(text)?)
+    })
+}
+
+/// The VMs as text; `single` where one was asked for by name.
+fn text(output: Output, single: bool, views: &Views, out: Stream) -> Result<String, CliError> {
+    match output {
+        Output::Table | Output::Wide => {
+            let Some(now) = views.now.as_ref().filter(|_| !views.vms.is_empty()) else { return Ok(String::new()) };
+            let mut rows = vec![header(output)];
+            rows.extend(views.vms.iter().map(|view| row(output, view, now, out)));
+            Ok(lines(&table::align(&rows)))
+        }
+        Output::Name => Ok(lines(&views.vms.iter().map(|view| view.name.to_string()).collect::<Vec<_>>())),
+        Output::Json => to_json(&value(single, &views.vms)),
+        Output::Yaml => to_yaml(&value(single, &views.vms)),
+    }
+}
+
+fn value(single: bool, vms: &[View]) -> Value {
+    match vms {
+        [one] if single => object(one),
+        all => json!({
+            "apiVersion": "stead.dev/v1alpha1",
+            "kind": "VirtualMachineList",
+            "items": all.iter().map(object).collect::<Vec<_>>(),
+        }),
+    }
+}
+
+fn header(output: Output) -> Vec<String> {
+    let wide: &[&str] =
+        if output == Output::Wide { &["INCARNATION", "MEMORY", "CPUS", "KERNEL", "MESSAGE"] } else { &[] };
+    let columns = ["NAME", "STATUS", "READY", "VMM", "PID", "RESTARTS", "AGE"];
+    columns.iter().chain(wide).map(|&name| name.to_owned()).collect()
+}
+
+fn row(output: Output, view: &View, now: &Now, out: Stream) -> Vec<String> {
+    let View { name, live, status: _, observed } = view;
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut row = vec![
+        name.to_string(),
+        paint(live.phase, out),
+        match live.ready {
+            ConditionStatus::True => "True".to_owned(),
+            other => out.careful(&other.to_string()),
+        },
+        or_dash(live.vmm.map(|vmm| vmm.to_string())),
+        or_dash(live.pid.map(|pid| pid.to_string())),
+        observed.ledger.restarts.to_string(),
+        or_dash(live.since.map(|since| table::age(now.wall, since))),
+    ];
+    if output == Output::Wide {
+        let spec = observed.ledger.accepted.as_ref().map(|accepted| &accepted.vm.spec);
+        row.push(live.incarnation.to_string());
+        row.push(or_dash(spec.map(|spec| format!("{}Mi", spec.memory_mib))));
+        row.push(or_dash(spec.map(|spec| spec.cpus.to_string())));
+        row.push(or_dash(spec.map(|spec| spec.boot.kernel.display().to_string())));
+        row.push(table::one_line(&live.message));
+    }
+    row
+}
+
+fn paint(phase: VmPhase, out: Stream) -> String {
+    let word = phase.to_string();
+    match phase {
+        VmPhase::Running => out.good(&word),
+        VmPhase::Paused | VmPhase::Stopped | VmPhase::Finished => word,
+        VmPhase::Starting | VmPhase::Stopping | VmPhase::Unclaimed | VmPhase::Held | VmPhase::Pending => {
+            out.careful(&word)
+        }
+        VmPhase::BackingOff | VmPhase::Unhealthy | VmPhase::Unknown | VmPhase::Invalid | VmPhase::Dead => {
+            out.bad(&word)
+        }
+    }
+}
+
+/// What `--watch` showed last.
+struct Shown {
+    vms: Vec<View>,
+    /// Widths of the columns of the first table: later rows keep to them.
+    widths_of: Vec<Vec<String>>,
+}
+
+impl Shown {
+    fn of(output: Output, views: &Views) -> Self {
+        let mut widths_of = vec![header(output)];
+        if let Some(now) = &views.now {
+            widths_of.extend(views.vms.iter().map(|view| row(output, view, now, Stream::default())));
+        }
+        Self { vms: views.vms.clone(), widths_of }
+    }
+
+    /// The rows of VMs that are not as they were, as kubectl shows them: one line each, and none for those unchanged.
+    fn changes(&mut self, output: Output, views: &Views, out: Stream) -> Result<String, CliError> {
+        let Some(now) = &views.now else { return Ok(String::new()) };
+        let changed = views.vms.iter().filter(|view| {
+            let was = self.vms.iter().find(|was| was.name == view.name);
+            was.is_none_or(|was| {
+                (&was.live, was.observed.ledger.restarts) != (&view.live, view.observed.ledger.restarts)
+            })
         });
-    }
-    Ok(views)
-}
-
-/// What was last recorded for people; nothing when it cannot be read, since nothing is decided from it.
-pub(super) fn read_status(stead: &Stead, name: &VmName) -> Option<Status> {
-    let bytes = stead.host.read_state_file(&stead.layout.status(name)).ok().flatten()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
-fn render(views: &[View], args: &Args, now: jiff::Timestamp, header: bool) -> Result<String, CliError> {
-    let is_one = args.name.is_some() && views.len() == 1;
-    match args.output {
-        Format::Json if is_one => table::json(&views[0]),
-        Format::Json => table::json(&views),
-        Format::Yaml if is_one => table::yaml(&views[0]),
-        Format::Yaml => table::yaml(&views),
-        Format::Name => Ok(views.iter().map(|view| format!("{}\n", view.name)).collect()),
-        Format::Table | Format::Wide => Ok(rows(views, args.output == Format::Wide, now, header)),
-    }
-}
-
-fn rows(views: &[View], wide: bool, now: jiff::Timestamp, header: bool) -> String {
-    let mut titles = vec!["NAME", "STATUS", "READY", "VMM", "PID", "RESTARTS", "AGE"];
-    if wide {
-        titles.extend(["INCARNATION", "MESSAGE"]);
-    }
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    if header && !views.is_empty() {
-        rows.push(titles.into_iter().map(str::to_owned).collect());
-    }
-    for view in views {
-        let since = view.since.map(|since| table::age(now.duration_since(since).as_secs()));
-        let mut row = vec![
-            view.name.to_string(),
-            view.phase.to_string(),
-            format!("{:?}", view.ready),
-            view.vmm.clone().unwrap_or_else(|| "-".to_owned()),
-            view.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-            view.restarts.to_string(),
-            since.unwrap_or_else(|| "-".to_owned()),
-        ];
-        if wide {
-            row.push(view.incarnation.to_string());
-            row.push(view.message.clone());
+        let gone = self.vms.iter().filter(|was| views.vms.iter().all(|view| view.name != was.name));
+        let mut text = String::new();
+        for view in changed {
+            let lines = match output {
+                Output::Table | Output::Wide => self.aligned(row(output, view, now, out)),
+                Output::Name => format!("{}\n", view.name),
+                Output::Json => to_json(&object(view))?,
+                Output::Yaml => format!("---\n{}", to_yaml(&object(view))?),
+            };
+            text.push_str(&lines);
         }
+        for was in gone.filter(|_| matches!(output, Output::Table | Output::Wide)) {
+            text += &self.aligned(vec![was.name.to_string(), "Deleted".to_owned()]);
+        }
+        self.vms.clone_from(&views.vms);
+        Ok(text)
+    }
+
+    /// One row under the columns that stand on the screen already.
+    fn aligned(&self, row: Vec<String>) -> String {
+        let mut rows = self.widths_of.clone();
         rows.push(row);
+        table::align(&rows).pop().map_or_else(String::new, |line| line + "\n")
     }
-    table::columns(&rows)
 }
 
-/// Shows VMs again when they change. The state folder is watched; the end of a VMM that no stead watches over is looked for
-/// now and then.
-fn watch(context: &Context, stead: &Stead, args: &Args) -> Result<Exit, CliError> {
-    const LOOK_ANYWAY: Duration = Duration::from_secs(10);
-    let (tell, changed) = mpsc::sync_channel(1);
-    let mut watcher = notify::recommended_watcher(move |_| {
-        // One waiting change is enough: everything is looked at then.
-        let _ = tell.try_send(());
-    })?;
-    if let Err(error) = watcher.watch(&stead.layout.vms(), RecursiveMode::Recursive) {
-        context.term.note(&format!("{}: {error}; looking every {LOOK_ANYWAY:?}", stead.layout.vms().display()));
+fn lines(lines: &[String]) -> String {
+    lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::samples::{gone, now, plan, running};
+    use crate::status::{NewEvent, StatusInput, compute, live};
+
+    fn view(name: &str, mut observed: crate::observed::ObservedVm, second: i64) -> View {
+        observed.name = name.parse().unwrap();
+        let idle = plan(vec![], vec![]);
+        let input = StatusInput {
+            observed: &observed,
+            plan: &idle,
+            generation: Some(1),
+            last_error: None,
+            advisories: &["a known hole".to_owned()],
+        };
+        let status = compute(None, &input, vec![NewEvent::normal("Started", "life 3")], &now(1));
+        let live = live(Some(&status), &observed, &now(second));
+        View { name: observed.name.clone(), live, status: Some(status), observed }
     }
-    let mut shown: BTreeMap<VmName, View> = BTreeMap::new();
-    loop {
-        let views = views(stead, args.name.as_ref())?;
-        let is_new = |view: &View| shown.get(&view.name) != Some(view);
-        let news: Vec<View> = views.iter().filter(|view| is_new(view)).cloned().collect();
-        if !news.is_empty() {
-            context.term.print(render(&news, args, stead.host.now().wall, shown.is_empty())?)?;
-        }
-        for name in shown.keys().filter(|name| !views.iter().any(|view| view.name == **name)) {
-            context.term.print(format!("{name}   Deleted\n"))?;
-        }
-        shown = views.into_iter().map(|view| (view.name.clone(), view)).collect();
-        // Our own reads raise events too: a pause keeps them from feeding the next look.
-        let _ = changed.recv_timeout(LOOK_ANYWAY);
-        std::thread::sleep(Duration::from_millis(300));
-        while changed.try_recv().is_ok() {}
+
+    fn views(vms: Vec<View>, second: i64) -> Views {
+        Views { vms, now: Some(now(second)) }
+    }
+
+    #[test]
+    fn a_table_has_a_line_a_vm() {
+        let views = views(vec![view("a", running(), 66), view("long-name", gone(), 66)], 66);
+        let text = text(Output::Table, false, &views, Stream::default()).unwrap();
+        let expected = "\
+NAME       STATUS   READY  VMM          PID   RESTARTS  AGE
+a          Running  True   firecracker  4711  0         1m5s
+long-name  Stopped  False  -            -     0         1m5s
+";
+        assert_eq!(text, expected);
+        let wide = super::text(Output::Wide, false, &views, Stream::default()).unwrap();
+        assert!(wide.lines().nth(1).unwrap().ends_with("3            -       -     -       a known hole"), "{wide}");
+    }
+
+    #[test]
+    fn one_vm_by_name_is_an_object_and_all_are_a_list() {
+        let views = views(vec![view("a", running(), 2)], 2);
+        let parse = |single| {
+            let text = text(Output::Json, single, &views, Stream::default()).unwrap();
+            serde_json::from_str::<serde_json::Value>(&text).unwrap()
+        };
+        assert_eq!(parse(true)["status"]["phase"], "Running");
+        assert_eq!(parse(true)["status"]["events"][0]["count"], 1);
+        assert_eq!(parse(false)["items"][0], parse(true));
+    }
+
+    #[test]
+    fn a_watch_tells_of_changes_alone() {
+        let out = Stream::default();
+        let first = views(vec![view("a", running(), 2), view("b", running(), 2)], 2);
+        let mut shown = Shown::of(Output::Table, &first);
+        let later = views(vec![view("a", running(), 9), view("b", running(), 9)], 9);
+        assert_eq!(shown.changes(Output::Table, &later, out).unwrap(), "", "time alone is no change");
+        let dead = views(vec![view("a", gone(), 9), view("c", running(), 9)], 9);
+        let told = shown.changes(Output::Table, &dead, out).unwrap();
+        let words: Vec<Vec<_>> = told.lines().map(|line| line.split_whitespace().take(2).collect()).collect();
+        assert_eq!(words, [["a", "Stopped"], ["c", "Running"], ["b", "Deleted"]]);
+        assert_eq!(shown.changes(Output::Table, &dead, out).unwrap(), "");
     }
 }

@@ -1,138 +1,116 @@
-//! `stead logs`: the guest's console, or the VMM's own log.
+//! `stead logs NAME`.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::mpsc;
+use std::io::Write;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher};
+use notify::RecursiveMode;
 
-use super::{CliError, Context, Exit, get};
-use crate::config::Access;
+use super::follow::Follower;
+use super::sanitize::Sanitizer;
+use super::view::no_such_vm;
+use super::watch::{Changes, until_interrupted};
+use super::{CliError, Context, Exit};
+use crate::config::{Access, open_state};
 use crate::names::VmName;
 
-/// Show the guest's console, or the VMM's own log
+/// How often to look without a sign of change: a net under the kernel's notices.
+const NET: Duration = Duration::from_secs(10);
+
+/// Arguments of `stead logs`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-On a terminal, control characters of the guest's are shown as text, so that a guest cannot take over the screen; in a pipe
-every byte is passed on as it is.
-
 Examples:
-  stead logs web
-  stead logs web -f
-  stead logs web --vmm")]
+  stead logs web                   what the guest printed to its console
+  stead logs web -f --tail 20      its last 20 lines, and what follows
+  stead logs web --vmm             what Firecracker or QEMU itself had to say
+
+A guest is not trusted: on a terminal, colours are dropped and other control characters shown as ^X. Into a file or a
+pipe, and with --raw, its bytes go as they are.")]
 pub struct Args {
     /// The VM
     name: VmName,
-    /// Go on with what comes
+
+    /// Go on with what is printed from now on
     #[arg(short, long)]
     follow: bool,
-    /// The VMM's own log instead of the guest's console
+
+    /// Only the last N lines
+    #[arg(short = 'n', long, value_name = "N")]
+    tail: Option<usize>,
+
+    /// The log of the VMM instead of the guest's console
     #[arg(long)]
     vmm: bool,
+
+    /// Do not touch control characters, also on a terminal
+    #[arg(long)]
+    raw: bool,
 }
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let stead = context.stead(Access::Reader)?;
-    let layout = &stead.layout;
-    let path = if args.vmm { layout.vmm_log(&args.name) } else { layout.console_log(&args.name) };
-    let folder = layout.vm_dir(&args.name);
+    let Args { name, follow, tail, vmm, raw } = args;
+    let layout = open_state(&context.settings()?, Access::Reader)?;
+    let folder = layout.vm_dir(name);
     if !folder.is_dir() {
-        return Err(get::unknown(&stead, &args.name));
+        return Err(no_such_vm(&layout, name));
     }
-    let is_terminal = context.term.out.is_terminal;
-    let mut reader = Tail { file: None, at: 0 };
-    if !args.follow {
-        return match reader.pass_on(&path, is_terminal) {
-            Err(CliError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                context.term.note(&format!("{} has written nothing yet", args.name));
-                Ok(Exit::Converged)
-            }
-            other => other.map(|()| Exit::Converged),
-        };
+    let path = if *vmm { layout.vmm_log(name) } else { layout.console_log(name) };
+    let failed = |source| CliError::io(format!("read {}", path.display()), source);
+    let mut log = Follower::new(path.clone());
+    if let Some(lines) = tail {
+        log.skip_to_last(*lines).map_err(failed)?;
     }
-    let (tell, changed) = mpsc::sync_channel(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Our own reads raise events too, and say nothing new.
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = tell.try_send(());
+    let mut output = Output { sanitizer: (context.term.out.is_terminal && !raw).then(Sanitizer::default) };
+    if !*follow {
+        if !read_new(&mut log, &mut output)? {
+            context.term.note(&format!("{name} has printed nothing yet"));
         }
-    })?;
-    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
-    loop {
-        match reader.pass_on(&path, is_terminal) {
-            Err(CliError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
-        }
-        // The wait is bounded in case an event is lost.
-        let _ = changed.recv_timeout(Duration::from_secs(5));
+        output.finish()?;
+        return Ok(Exit::Converged);
     }
-}
-
-/// A file that grows, and how far it was read.
-struct Tail {
-    file: Option<(File, u64)>,
-    at: u64,
-}
-
-impl Tail {
-    /// Passes on what is new. A file that was cut or replaced is read from its start.
-    fn pass_on(&mut self, path: &Path, is_terminal: bool) -> Result<(), CliError> {
-        let failed = |error: io::Error| CliError::io(format!("read {}", path.display()), error);
-        let found = path.symlink_metadata().map_err(failed)?;
-        if self.file.as_ref().is_none_or(|(_, inode)| *inode != found.ino()) {
-            self.file = Some((File::open(path).map_err(failed)?, found.ino()));
-            self.at = 0;
-        }
-        let Some((file, _)) = &mut self.file else { return Ok(()) };
-        if found.size() < self.at {
-            self.at = 0;
-        }
-        file.seek(SeekFrom::Start(self.at)).map_err(failed)?;
-        let mut buffer = vec![0; 64 << 10];
-        let mut out = io::stdout().lock();
+    until_interrupted(async move {
+        let wanted = path.clone();
+        let mut changes = Changes::new(move |changed| changed == wanted)?;
+        changes.add(&folder, RecursiveMode::NonRecursive)?;
         loop {
-            let count = file.read(&mut buffer).map_err(failed)?;
-            if count == 0 {
-                break;
-            }
-            self.at += count as u64;
-            if is_terminal {
-                out.write_all(harmless(&buffer[..count]).as_bytes())?;
-            } else {
-                out.write_all(&buffer[..count])?;
-            }
+            read_new(&mut log, &mut output)?;
+            changes.wait(NET).await;
         }
-        out.flush()?;
-        Ok(())
+    })
+}
+
+/// Errors of reading and of writing the output are kept apart.
+struct ReadError(CliError);
+
+impl From<std::io::Error> for ReadError {
+    fn from(source: std::io::Error) -> Self {
+        Self(CliError::io("read the log", source))
     }
 }
 
-/// The text with every control character but line ends and tabs shown as `\xNN`: a console is written by whoever owns the
-/// guest, and an escape sequence can make a terminal do more than show.
-fn harmless(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\n' | '\t' => shown.push(character),
-            // Serial consoles end lines with both.
-            '\r' => {}
-            control if control.is_control() => shown.push_str(&format!("\\x{:02x}", u32::from(control))),
-            other => shown.push(other),
-        }
-    }
-    shown
+fn read_new(log: &mut Follower, output: &mut Output) -> Result<bool, CliError> {
+    log.read_new(|piece| output.write(piece).map_err(|error| ReadError(error.into()))).map_err(|ReadError(error)| error)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+struct Output {
+    sanitizer: Option<Sanitizer>,
+}
 
-    #[test]
-    fn a_guest_cannot_take_over_the_terminal() {
-        assert_eq!(harmless(b"ok\r\n\tx\x1b]0;title\x07\xff\n"), "ok\n\tx\\x1b]0;title\\x07\u{fffd}\n");
+impl Output {
+    fn write(&mut self, piece: &[u8]) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match &mut self.sanitizer {
+            Some(sanitizer) => out.write_all(sanitizer.push(piece).as_bytes())?,
+            None => out.write_all(piece)?,
+        }
+        out.flush()
+    }
+
+    fn finish(self) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if let Some(sanitizer) = self.sanitizer {
+            out.write_all(sanitizer.finish().as_bytes())?;
+        }
+        out.flush()
     }
 }

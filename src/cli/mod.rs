@@ -1,38 +1,41 @@
 //! The `stead` command: one file per command, and what they share.
 
+mod act;
 mod adopt;
 mod approve;
-mod ask;
 mod completions;
 mod delete;
 mod describe;
 mod error;
 mod exit;
 mod flags;
+mod follow;
 mod get;
 mod logs;
+mod once;
+mod parts;
 mod plan;
 mod progress;
 mod reconcile;
 mod render;
 mod restart;
 mod run;
+mod sanitize;
 mod schema;
 mod table;
 mod term;
 mod validate;
+mod view;
+mod watch;
 
 pub use error::{CliError, report};
 pub use exit::Exit;
 pub use flags::{Flags, LogFormat};
 pub use term::{ColorChoice, Term};
 
-use std::sync::Arc;
-
 use clap::{Parser, Subcommand};
 
-use crate::config::{Access, Settings, open_state};
-use crate::host::linux::{LinuxHost, LinuxHostConfig};
+use crate::config::{Access, Settings, StateLock, open_state};
 use crate::reconcile::Stead;
 
 /// Keeps this host's microVMs as YAML manifests declare them
@@ -56,7 +59,7 @@ Exit status:
   4   a safety gate refused; `stead plan` shows which, and the digest to approve
   75  another stead works on this state
 
-Every flag has a STEAD_* variable; `--help` shows them.")]
+Every setting has a STEAD_* variable; `--help` shows them.")]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
@@ -118,21 +121,22 @@ impl Context {
         self.flags.settings(&crate::config::Environment::current())
     }
 
-    /// The state, and the host it is on.
-    fn stead(&self, access: Access) -> Result<Stead, CliError> {
+    /// The state and its host, to look at.
+    fn reader(&self) -> Result<Stead, CliError> {
         let settings = self.settings()?;
-        let layout = open_state(&settings, access)?;
-        let config =
-            LinuxHostConfig { firecracker: Some(settings.firecracker.clone()), qemu: Some(settings.qemu.clone()) };
-        let host = LinuxHost::new(config).map_err(|error| CliError::io("look at this host", error))?;
-        Ok(Stead { settings, layout, host: Arc::new(host) })
+        let layout = open_state(&settings, Access::Reader)?;
+        let host = parts::host(&settings)?;
+        Ok(Stead { settings, layout, host })
     }
-}
 
-/// What the loop runs on: workers block on threads of their own.
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    built.map_err(|error| CliError::io("start threads", error))
+    /// The state and its host, to act on, with the lock that makes `command` the only one to do so.
+    fn actor(&self, command: &str) -> Result<(StateLock, Stead), CliError> {
+        let settings = self.settings()?;
+        let layout = open_state(&settings, Access::Actor)?;
+        let lock = StateLock::take(&layout, command)?;
+        let host = parts::host(&settings)?;
+        Ok((lock, Stead { settings, layout, host }))
+    }
 }
 
 /// Carries out a command.

@@ -1,61 +1,53 @@
-//! `stead reconcile --once`: one pass to convergence.
+//! `stead reconcile --once`.
 
 use std::time::Duration;
 
-use super::{CliError, Context, Exit, exit::Ending, progress::Progress};
-use crate::config::{Access, StateLock, parse_duration};
-use crate::names::VmName;
-use crate::plan::{AllowPrune, show};
-use crate::reconcile::{self, OnceOptions, Stead};
+use super::{CliError, Context, Exit, once, plan};
+use crate::config::parse_duration;
+use crate::plan::AllowPrune;
+use crate::reconcile::OnceOptions;
 
-/// Make one pass to convergence, for cron
+/// Arguments of `stead reconcile`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Says nothing when nothing changed, and one line a change otherwise, so that cron mails only what matters.
-
 Examples:
-  stead reconcile --once
-  stead reconcile --once --dry-run          show what would be done; exits 3 if there is anything
-  stead reconcile --once --timeout 5m
-  stead reconcile --once --allow-prune 10   let up to 10 deletions through, whatever their share")]
+  stead reconcile --once                      make the host as declared, then exit
+  stead reconcile --once --dry-run            only show what would be done; exit status 3 if anything
+  stead reconcile --once --timeout 5m         give slow guests more time
+  stead reconcile --once --allow-prune 10     let up to 10 deletions through that the prune cap holds back
+  * * * * * stead reconcile --once            as a line of crontab: silent where nothing changed
+
+Exit status: 0 converged; 1 could not run; 2 finished, but a VM failed, is held or is backing off, a manifest is
+broken, or the time was up; 3 changes pending (--dry-run); 4 a safety gate refused; 75 another stead holds the lock.")]
 pub struct Args {
-    /// Make one pass and exit; `stead run` is what keeps on
+    /// Make one pass to convergence, then exit (to keep going there is `stead run`)
     #[arg(long, required = true)]
     once: bool,
-    /// Show what would be done, and do none of it
-    #[arg(long, env = "STEAD_DRY_RUN")]
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
     dry_run: bool,
-    /// How long it may wait for guests to stop and start
-    #[arg(long, env = "STEAD_TIMEOUT", value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+
+    /// How long the pass may take
+    #[arg(long, env = "STEAD_TIMEOUT", hide_env_values = true, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
     timeout: Duration,
-    /// Deletions to let through beyond the prune cap
-    #[arg(long, env = "STEAD_ALLOW_PRUNE", value_name = "N", default_value_t = 0)]
+
+    /// Let up to N deletions through beyond the prune cap
+    #[arg(long, env = "STEAD_ALLOW_PRUNE", hide_env_values = true, value_name = "N", default_value_t = 0)]
     allow_prune: usize,
 }
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let allow_prune = AllowPrune(args.allow_prune);
-    if args.dry_run {
-        let preview = reconcile::preview(&context.stead(Access::Reader)?, allow_prune)?;
-        context.term.print(show::text(&preview.plan, context.term.out.color))?;
-        return Ok(Exit::of(Ending::Shown(&preview.plan)));
+    let Args { once: true, dry_run, timeout, allow_prune } = *args else {
+        return Err(CliError::usage(
+            "`stead reconcile` needs --once; to keep the host as declared there is `stead run`",
+        ));
+    };
+    let allow_prune = AllowPrune(allow_prune);
+    if dry_run {
+        let stead = context.reader()?;
+        return plan::show(context, &stead, allow_prune, plan::Output::Text);
     }
-    let stead = context.stead(Access::Actor)?;
-    let _lock = StateLock::take(&stead.layout, "reconcile --once")?;
-    pass(context, &stead, allow_prune, None, args.timeout)
-}
-
-/// One pass, told as it goes.
-pub(super) fn pass(
-    context: &Context,
-    stead: &Stead,
-    allow_prune: AllowPrune,
-    only: Option<VmName>,
-    timeout: Duration,
-) -> Result<Exit, CliError> {
-    let mut progress = Progress::new(&context.term);
-    let options = OnceOptions { timeout, allow_prune, only };
-    let outcome = super::runtime()?.block_on(reconcile::once(stead, &options, &mut |step| progress.take_in(&step)))?;
-    progress.end(&outcome)?;
-    Ok(Exit::of(Ending::Passed(&outcome)))
+    let (_lock, stead) = context.actor("reconcile")?;
+    once::pass(context, &stead, &OnceOptions { timeout, allow_prune, only: None })
 }

@@ -3,8 +3,9 @@
 use super::term::Stream;
 use crate::desired::Problem;
 
-/// Several lines that end with an empty one.
-pub(super) fn problem(problem: &Problem, out: Stream) -> String {
+/// Several lines.
+pub(super) fn problem(problem: &Problem, color: bool) -> String {
+    let out = Stream { is_terminal: color, color };
     let mut text = format!("{} {}\n", out.bad("error:"), out.strong(&problem.message));
     let file = problem.path.display();
     match (problem.place, &problem.snippet) {
@@ -23,7 +24,6 @@ pub(super) fn problem(problem: &Problem, out: Stream) -> String {
     if let Some(hint) = &problem.hint {
         text += &format!("  = {} {hint}\n", out.strong("help:"));
     }
-    text.push('\n');
     text
 }
 
@@ -41,7 +41,7 @@ mod tests {
             snippet: Some("  memroy: 1Gi".into()),
         };
         let expected = "error: unknown field `memroy`\n  --> web.yaml:12:3\n   |\n12 |   memroy: 1Gi\n   |   ^\n  = help: did you \
-                        mean `memory`?\n\n";
-        assert_eq!(super::problem(&problem, Stream::PLAIN), expected);
+                        mean `memory`?\n";
+        assert_eq!(super::problem(&problem, false), expected);
     }
 }

@@ -1,22 +1,27 @@
-//! `stead restart`.
+//! `stead restart NAME`.
 
-use super::{CliError, Context, Exit, ask::ask};
+use super::act::{ActArgs, act};
+use super::{CliError, Context, Exit};
 use crate::control::Request;
 use crate::names::VmName;
 
-/// Restart a VM once
+/// Arguments of `stead restart`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The guest is asked to stop, given its terminationGracePeriodSeconds, and started anew from its manifest. A VM that backs
-off or has finished is started at once.
-
 Examples:
-  stead restart web")]
+  stead restart web                                     stop web's guest in order, and start it anew
+  stead get -o name | xargs -n1 stead restart           every VM, one after the other
+
+A running `stead run` is asked to do it; where none runs, this command does it and waits until it is done.
+It also lets changes take effect that wait for a restart (updatePolicy: OnRestart).")]
 pub struct Args {
     /// The VM
     name: VmName,
+    #[command(flatten)]
+    act: ActArgs,
 }
 
 pub(super) fn execute(context: &Context, args: Args) -> Result<Exit, CliError> {
-    ask(context, &Request::Restart { name: args.name.clone() }, Some(args.name))
+    let Args { name, act: options } = args;
+    act(context, &options, "restart", &Request::Restart { name: name.clone() }, Some(name))
 }

@@ -1,34 +1,39 @@
-//! `stead run`: the daemon.
+//! `stead run`.
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{CliError, Context, Exit};
-use crate::config::{Access, StateLock};
-use crate::reconcile;
 
-/// Keep the host as declared, until stopped
+/// Arguments of `stead run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-SIGTERM and SIGINT end it; no VM is touched by that. SIGHUP looks at everything again.
-
 Examples:
-  stead run
-  stead --manifests ./vms --state-dir ./state --run-dir /tmp/stead run
-  STEAD_LOG_FORMAT=json stead run")]
+  stead run                                        as root: /etc/stead/manifests, /var/lib/stead, /run/stead
+  stead run --manifests ./manifests                with another folder of manifests
+  STEAD_LOG_FORMAT=json stead run                  with log lines for a collector
+  kill -HUP $(pidof stead)                         look at everything again, now
+
+SIGTERM and SIGINT end it. No VM is stopped by that: the next `stead run` takes them over as they are.")]
 pub struct Args {}
 
-pub(super) fn execute(context: &Context, _: &Args) -> Result<Exit, CliError> {
-    let stead = context.stead(Access::Actor)?;
-    let _lock = StateLock::take(&stead.layout, "run")?;
-    super::runtime()?.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| signal(kind).map_err(|error| CliError::io("listen for signals", error));
-        let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+pub(super) fn execute(context: &Context, Args {}: &Args) -> Result<Exit, CliError> {
+    let (_lock, stead) = context.actor("run")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::io("start the runtime", source))?;
+    let ended = runtime.block_on(async {
+        let listen = |kind| signal(kind).map_err(|source| CliError::io("listen to signals", source));
+        let (mut terminated, mut interrupted) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
         let shutdown = async move {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
             }
         };
-        reconcile::run(stead, shutdown).await?;
-        Ok(Exit::Converged)
-    })
+        Ok(crate::reconcile::run(stead, shutdown).await?)
+    });
+    // A call to the host that hangs must not keep the process: what it was doing is recorded, and goes on next time.
+    runtime.shutdown_background();
+    ended.map(|()| Exit::Converged)
 }

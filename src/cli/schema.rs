@@ -1,18 +1,16 @@
-//! `stead schema`: the JSON Schema of manifests.
+//! `stead schema`.
 
-use super::{CliError, Context, Exit, table};
-use crate::desired::manifest::json_schema;
+use super::{CliError, Context, Exit, parts, view};
 
-/// Print the JSON Schema of manifests, for editors
+/// Arguments of `stead schema`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  stead schema > stead.schema.json
-  # then, as the first line of a manifest:
-  # yaml-language-server: $schema=./stead.schema.json")]
+  stead schema > ~/.config/stead/schema.json
+  # yaml-language-server: $schema=/home/me/.config/stead/schema.json      as a manifest's first line")]
 pub struct Args {}
 
 pub(super) fn execute(context: &Context) -> Result<Exit, CliError> {
-    context.term.print(table::json(&json_schema())?)?;
+    context.term.print(view::to_json(&parts::schema())?)?;
     Ok(Exit::Converged)
 }

@@ -1,41 +1,58 @@
-//! Aligned columns, JSON and YAML.
+//! Aligned columns, and times as people say them.
 
-use serde::Serialize;
+use jiff::Timestamp;
 
-use super::CliError;
-
-/// Rows in columns as wide as their widest cell, three blanks between, as kubectl has them.
-pub(super) fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("   ");
-        format!("{}\n", line.trim_end())
-    };
-    rows.iter().map(line).collect()
+/// Lines of aligned columns, two spaces between; the last column is not padded.
+pub(super) fn align(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| visible(cell)).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    rows.iter()
+        .map(|row| {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                line += cell;
+                line.push_str(&" ".repeat(width - visible(cell) + 2));
+            }
+            line.truncate(line.trim_end().len());
+            line
+        })
+        .collect()
 }
 
-/// Indented JSON.
-pub(super) fn json<T: Serialize>(value: &T) -> Result<String, CliError> {
-    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|error| CliError::Format(error.to_string()))
-}
-
-/// YAML.
-pub(super) fn yaml<T: Serialize>(value: &T) -> Result<String, CliError> {
-    serde_yaml::to_string(value).map_err(|error| CliError::Format(error.to_string()))
-}
-
-/// A time span as kubectl writes it: its two largest units at most.
-pub(super) fn age(seconds: i64) -> String {
-    match seconds.max(0) {
-        s @ 0..120 => format!("{s}s"),
-        s @ 120..600 => format!("{}m{}s", s / 60, s % 60),
-        s @ 600..10_800 => format!("{}m", s / 60),
-        s @ 10_800..172_800 => format!("{}h", s / 3_600),
-        s => format!("{}d", s / 86_400),
+/// How many columns a cell takes: colours take none.
+fn visible(cell: &str) -> usize {
+    let mut count = 0;
+    let mut chars = cell.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            let _ = chars.by_ref().find(|c| *c == 'm');
+        } else {
+            count += 1;
+        }
     }
+    count
+}
+
+/// How long ago `then` was: the two largest units, as kubectl says it.
+pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
+    let seconds = u64::try_from(now.as_second() - then.as_second()).unwrap_or(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, 1..10) => format!("{minutes}m{}s", seconds % 60),
+        (0, 0, _) => format!("{minutes}m"),
+        (0, 1..10, _) => format!("{hours}h{}m", minutes % 60),
+        (0, _, _) => format!("{hours}h"),
+        (1..10, _, _) => format!("{days}d{}h", hours % 24),
+        _ => format!("{days}d"),
+    }
+}
+
+/// Text from elsewhere as one line that cannot move the cursor.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -43,14 +60,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_aligned_without_blanks_at_the_end() {
-        let rows = [vec!["NAME", "PID"], vec!["a", "1"], vec!["longer", ""]];
-        let rows = rows.map(|row| row.into_iter().map(str::to_owned).collect());
-        assert_eq!(columns(&rows), "NAME     PID\na        1\nlonger\n");
+    fn columns_are_aligned_whatever_their_colours() {
+        let rows = vec![
+            vec!["NAME".into(), "STATUS".into()],
+            vec!["a-long-name".into(), "x".into()],
+            vec!["\x1b[31mred\x1b[0m".into(), "y".into()],
+        ];
+        let lines = align(&rows);
+        assert_eq!(lines[0], "NAME         STATUS");
+        assert_eq!(lines[1], "a-long-name  x");
+        assert_eq!(lines[2], "\x1b[31mred\x1b[0m          y");
     }
 
     #[test]
-    fn ages_are_short() {
-        assert_eq!([5, 130, 700, 11_000, 200_000].map(age), ["5s", "2m10s", "11m", "3h", "2d"]);
+    fn ages_have_their_two_largest_units() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (65, "1m5s"),
+            (1_800, "30m"),
+            (5_400, "1h30m"),
+            (90_000, "1d1h"),
+            (8_640_000, "100d"),
+        ] {
+            assert_eq!(age(at(seconds), at(0)), text);
+        }
+        assert_eq!(age(at(0), at(5)), "0s", "a clock that went back is no panic");
+    }
+
+    #[test]
+    fn text_from_elsewhere_cannot_move_the_cursor() {
+        assert_eq!(one_line("a\x1b[2Jb\nc\u{9b}d"), "a [2Jb c d");
     }
 }

@@ -25,8 +25,8 @@ pub struct Term {
     pub err: Stream,
 }
 
-/// Where text goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where text goes; by default neither a terminal nor coloured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stream {
     /// Whether it is a terminal.
     pub is_terminal: bool,
@@ -65,10 +65,6 @@ fn wants_color(choice: ColorChoice, is_terminal: bool, plain: bool) -> bool {
 }
 
 impl Stream {
-    /// A stream without colours.
-    #[cfg(test)]
-    pub const PLAIN: Self = Self { is_terminal: false, color: false };
-
     /// What went wrong: red.
     pub fn bad(self, text: &str) -> String {
         self.paint("31", text)
@@ -94,14 +90,9 @@ impl Stream {
     }
 }
 
-/// How many columns standard error has, where it is a terminal.
+/// How many columns standard error has, where it is a terminal that tells.
 pub fn width() -> usize {
-    rustix_width().unwrap_or(80)
-}
-
-fn rustix_width() -> Option<usize> {
-    let set: usize = std::env::var("COLUMNS").ok()?.parse().ok()?;
-    (set > 0).then_some(set)
+    rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col).max(20))
 }
 
 #[cfg(test)]
@@ -120,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_stream_without_colours_has_no_escape_sequences() {
-        assert_eq!(Stream::PLAIN.bad("x"), "x");
+        assert_eq!(Stream::default().bad("x"), "x");
         assert_eq!(Stream { is_terminal: true, color: true }.bad("x"), "\x1b[31mx\x1b[0m");
     }
 }

@@ -1,65 +1,73 @@
-//! `stead validate`: manifests checked without touching the host.
+//! `stead validate PATH…`.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
-use super::{CliError, Context, Exit, render};
-use crate::desired::load::{load_text, validate_paths};
-use crate::desired::{Desired, SourceName};
+use clap::ValueEnum;
+use serde_json::json;
 
-/// Check manifests without touching the host
+use super::{CliError, Context, Exit, parts, view};
+
+/// Arguments of `stead validate`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit status: 0 all are sound, 1 something is wrong.
-
 Examples:
-  stead validate web.yaml
-  stead validate /etc/stead/manifests
-  generate-manifests | stead validate -")]
+  stead validate web.yaml              one file
+  stead validate manifests/            every manifest in a folder
+  stead validate -o json *.yaml        problems for programs
+
+Exit status: 0 all are valid; 1 something is wrong with one. The host is not touched.")]
 pub struct Args {
     /// Files and folders; `-` is standard input
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+
+    /// How to show problems
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people, on standard error
+    #[default]
+    Text,
+    /// A list for programs, on standard output
+    Json,
 }
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let (input, paths): (Vec<_>, Vec<_>) = args.paths.iter().cloned().partition(|path| path == Path::new("-"));
-    let mut desired = validate_paths(&paths);
-    if !input.is_empty() {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|error| CliError::io("read standard input", error))?;
-        let Desired { vms, mut problems, .. } =
-            load_text(SourceName("standard input".to_owned()), Path::new("<stdin>"), &text);
-        for (name, declarations) in vms {
-            desired.vms.entry(name).or_default().extend(declarations);
+    let (count, problems) = parts::validate(&args.paths)?;
+    match args.output {
+        Output::Json => {
+            let list: Vec<_> = problems
+                .iter()
+                .map(|problem| {
+                    json!({
+                        "path": problem.path,
+                        "line": problem.place.map(|(line, _)| line),
+                        "column": problem.place.map(|(_, column)| column),
+                        "message": problem.message,
+                        "hint": problem.hint,
+                    })
+                })
+                .collect();
+            context.term.print(view::to_json(&list.into())?)?;
         }
-        desired.problems.append(&mut problems);
-    }
-    let mut text: String = desired.problems.iter().map(|problem| render::problem(problem, context.term.err)).collect();
-    let mut wrong = desired.problems.len();
-    for (name, declarations) in desired.vms.iter().filter(|(_, declarations)| declarations.len() > 1) {
-        let places: Vec<String> = declarations.iter().map(|declaration| declaration.origin.to_string()).collect();
-        text += &format!(
-            "{} VM {name} is declared {} times: {}\n\n",
-            context.term.err.bad("error:"),
-            places.len(),
-            places.join(", ")
-        );
-        wrong += 1;
-    }
-    // What cannot be listed at all is no problem of a manifest, and no reason to call it sound.
-    for why in desired.sources.values().filter(|source| source.root.is_none()).flat_map(|source| &source.incomplete) {
-        if wrong == 0 {
-            text += &format!("{} {why}\n\n", context.term.err.bad("error:"));
-            wrong += 1;
+        Output::Text => {
+            let mut err = std::io::stderr().lock();
+            for problem in &problems {
+                let _ = writeln!(err, "{}", parts::problem_text(problem, context.term.err.color));
+            }
+            match problems.len() {
+                0 => {
+                    let vms = if count == 1 { "VM" } else { "VMs" };
+                    context.term.print(format!("{count} {vms} declared, all valid\n"))?;
+                }
+                1 => drop(writeln!(err, "1 problem")),
+                many => drop(writeln!(err, "{many} problems")),
+            }
         }
     }
-    eprint!("{text}");
-    if wrong > 0 {
-        eprintln!("{wrong} problem{} found.", if wrong == 1 { "" } else { "s" });
-        return Ok(Exit::Failed);
-    }
-    let count = desired.vms.len();
-    context.term.print(format!("{count} VM{} declared, all sound.\n", if count == 1 { "" } else { "s" }))?;
-    Ok(Exit::Converged)
+    Ok(if problems.is_empty() { Exit::Converged } else { Exit::Failed })
 }

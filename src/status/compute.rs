@@ -242,3 +242,6 @@ pub fn is_listed(status: Option<&Status>, observed: &ObservedVm) -> bool {
         || observed.ledger.accepted.is_some()
         || observed.ledger_flaw.is_some()
 }
+
+#[cfg(test)]
+mod tests;

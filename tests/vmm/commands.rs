@@ -181,7 +181,8 @@ fn describe_and_logs_show_what_there_is() {
     let life = host.running("web");
     host.console_shows("web", "GUEST READY");
     let shown = text(&host.run(&["describe", "web"]));
-    for expected in [&format!("pid {}", life.pid), "alive, proven ours", "Declared in:  web.yaml:1", "Ready", "Started"]
+    for expected in
+        [&format!("PID:          {}", life.pid), "API socket:", "Declared in:  web.yaml:1", "GuestRunning", "Started"]
     {
         assert!(shown.contains(expected), "{expected}:\n{shown}");
     }
