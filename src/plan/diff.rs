@@ -1,5 +1,7 @@
 //! The decision table: one VM, what it should be and what exists of it, to what to do.
 
+use std::borrow::Cow;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::claims::Claims;
@@ -21,8 +23,8 @@ const UNKNOWN_SPEC_GRACE: u32 = 10;
 pub struct Context<'a> {
     /// What should exist.
     pub desired: &'a Desired,
-    /// Who uses which image.
-    pub claims: &'a Claims,
+    /// Who uses which image. Asked only when a VM with disks is to be started, so that it may be worked out then.
+    pub claims: &'a dyn Deref<Target = Claims>,
     /// Which VMMs can run here.
     pub vmms: &'a VmmFacts,
     /// Bounds and waits.
@@ -106,7 +108,7 @@ impl Context<'_> {
     /// A VM that is declared, and whose spec is known.
     fn keep(&self, vm: &Arc<Vm>, origin: &Origin, observed: &ObservedVm, plan: &mut VmPlan) {
         let root = self.desired.sources.get(&origin.source).and_then(|source| source.root);
-        let ledger = remember::next_ledger(observed, Some((vm.as_ref(), origin, root)), self.policy, self.now);
+        let ledger = remember::next_ledger(observed, vm, origin, root, self.policy, self.now);
         match &observed.process {
             Fact::Unknown(why) => plan.holds.push(Hold::IdentityUnknown(why.clone())),
             Fact::Present(process) => self.alive(vm, origin, observed, process, &ledger, plan),
@@ -114,7 +116,9 @@ impl Context<'_> {
         }
         // A start is not kept waiting for the ledger: handles.json carries what it must know until then.
         let starts_now = matches!(plan.actions.first(), Some(Action::Start { .. }));
-        if ledger != observed.ledger && !starts_now {
+        if let Cow::Owned(ledger) = ledger
+            && !starts_now
+        {
             let why = remember::explain(&observed.ledger, &ledger);
             plan.actions.insert(0, Action::Record { ledger: Box::new(ledger), why });
         }

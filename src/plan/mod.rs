@@ -14,6 +14,7 @@ pub mod show;
 pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, TeardownReason, VmPlan};
 pub use diff::Context;
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -81,7 +82,7 @@ pub fn plan(
     now: &Now,
 ) -> Plan {
     let verdicts = gates::decide(desired, observed.vms.iter(), &observed.gates, absences, policy, allow, now);
-    let claims = Claims::of(desired, observed.vms.iter());
+    let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
     let context = Context { desired, claims: &claims, vmms: &observed.vmms, policy, now };
     let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));
     Plan { vms: vms.collect(), digest: verdicts.digest }

@@ -1,6 +1,8 @@
 //! What the ledger should say, from what it says and what is seen. The ledger follows the handles: the higher incarnation
 //! wins.
 
+use std::borrow::Cow;
+
 use crate::desired::{FileId, Origin};
 use crate::observed::{Fact, Guest, ObservedVm};
 use crate::plan::{Policy, retry};
@@ -8,25 +10,37 @@ use crate::spec::Vm;
 use crate::state::{Accepted, Booted, ExitRecord, ExitStatus, Handles, Ledger, Phase};
 use crate::time::Now;
 
-/// The ledger as it should be. `declared` is the declaration in force, its place, and the root folder of its source.
-pub(super) fn next_ledger(
-    observed: &ObservedVm,
-    declared: Option<(&Vm, &Origin, Option<FileId>)>,
+/// The ledger as it should be, with the declaration in force, its place, and the root folder of its source; borrowed when it
+/// is so already, as in every pass that finds nothing to do.
+pub(super) fn next_ledger<'a>(
+    observed: &'a ObservedVm,
+    vm: &Vm,
+    origin: &Origin,
+    root: Option<FileId>,
     policy: &Policy,
     now: &Now,
-) -> Ledger {
-    let mut ledger = observed.ledger.clone();
-    if let Some((vm, origin, root)) = declared {
-        accept(&mut ledger, vm, origin, root);
+) -> Cow<'a, Ledger> {
+    let mut ledger = Cow::Borrowed(&observed.ledger);
+    if !is_accepted(&ledger, vm, origin, root) {
+        accept(ledger.to_mut(), vm, origin, root);
     }
     let Some(handles) = observed.record.handles() else { return ledger };
     if handles.incarnation > ledger.incarnation {
-        begin(&mut ledger, handles, declared.map(|(vm, ..)| vm));
+        begin(ledger.to_mut(), handles, vm);
     }
-    if let Some(status) = ended(observed) {
-        end(&mut ledger, observed, handles, status, policy, now);
+    if let Some(status) = ended(observed)
+        && ledger.last_exit.as_ref().is_none_or(|exit| exit.incarnation < handles.incarnation)
+    {
+        end(ledger.to_mut(), observed, handles, status, policy, now);
     }
     ledger
+}
+
+/// Whether this declaration is the one that was taken up last.
+fn is_accepted(ledger: &Ledger, vm: &Vm, origin: &Origin, root: Option<FileId>) -> bool {
+    ledger.accepted.as_ref().is_some_and(|accepted| {
+        accepted.vm == *vm && accepted.origin == *origin && (root.is_none() || accepted.root == root)
+    }) && !ledger.delete_requested
 }
 
 /// Takes up a declaration.
@@ -43,7 +57,7 @@ fn accept(ledger: &mut Ledger, vm: &Vm, origin: &Origin, root: Option<FileId>) {
 }
 
 /// A life began: the requests that led to it are done.
-fn begin(ledger: &mut Ledger, handles: &Handles, vm: Option<&Vm>) {
+fn begin(ledger: &mut Ledger, handles: &Handles, vm: &Vm) {
     let ended_by_itself =
         ledger.last_exit.as_ref().is_some_and(|exit| !exit.requested && exit.status != ExitStatus::NeverRan);
     if ended_by_itself {
@@ -55,7 +69,7 @@ fn begin(ledger: &mut Ledger, handles: &Handles, vm: Option<&Vm>) {
     let spec = handles.spec.clone();
     ledger.booted = spec.map(|spec| Booted { incarnation: handles.incarnation, spec, generation });
     ledger.restart_requested = false;
-    ledger.restarted_at = vm.and_then(Vm::restarted_at).map(str::to_owned);
+    ledger.restarted_at = vm.restarted_at().map(str::to_owned);
 }
 
 /// How the recorded life ended, if it did.
@@ -69,9 +83,6 @@ fn ended(observed: &ObservedVm) -> Option<ExitStatus> {
 
 /// A life ended: counted once a life.
 fn end(ledger: &mut Ledger, observed: &ObservedVm, handles: &Handles, status: ExitStatus, policy: &Policy, now: &Now) {
-    if ledger.last_exit.as_ref().is_some_and(|exit| exit.incarnation >= handles.incarnation) {
-        return;
-    }
     let requested = handles.phase == Phase::Stopping;
     let message = observed.exit_message.clone();
     ledger.last_exit = Some(ExitRecord { incarnation: handles.incarnation, status, requested, message, at: now.wall });

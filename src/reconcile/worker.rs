@@ -112,6 +112,7 @@ impl Shared {
         let vmms = self.stead.host.vmm_facts();
         let actor = self.stead.actor(&self.cache, &vmms);
         let mut events = Vec::new();
+        let claims = Box::new(claims);
         let plan_by = |observed: &ObservedVm| {
             let now = self.stead.host.now();
             let policy = &self.stead.settings.policy;

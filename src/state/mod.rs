@@ -39,6 +39,10 @@ impl StoredSpec {
     /// When what was stored is not a spec, even so.
     pub fn completed_from(&self, current: &VmSpec) -> Result<VmSpec, serde_json::Error> {
         let mut merged = serde_json::to_value(current).expect("a spec has only text keys");
+        // By far the most usual case, and the cheapest to see.
+        if merged == self.0 {
+            return Ok(current.clone());
+        }
         overlay(&mut merged, &self.0);
         serde_json::from_value(merged)
     }
