@@ -201,7 +201,7 @@ impl Looker<'_> {
             let accepted = ledger.accepted.as_ref().map(|accepted| accepted.vm.spec.network_interfaces.clone());
             let booted = ledger.booted.as_ref().and_then(|booted| booted.spec.read().ok());
             let interfaces: Vec<NetworkInterface> =
-                accepted.into_iter().chain(booted.map(|spec| spec.network_interfaces)).flatten().collect();
+                accepted.into_iter().chain(booted.map(|spec| spec.network_interfaces.clone())).flatten().collect();
             for interface in interfaces {
                 wanted.insert(uid.tap(&interface.name), Some(interface.name));
             }

@@ -242,7 +242,7 @@ impl Context<'_> {
             Ok(vmm) => vmm,
             Err(why) => return plan.holds.push(Hold::Unmet(why)),
         };
-        if let Some(why) = self.claims.conflict(self.desired, &vm.name, &vm.spec, booted.as_ref()) {
+        if let Some(why) = self.claims.conflict(self.desired, &vm.name, &vm.spec, booted.as_deref()) {
             return plan.holds.push(Hold::Unmet(why));
         }
         let lived = observed.record.handles().map(|handles| handles.incarnation).unwrap_or_default();

@@ -12,7 +12,9 @@ pub use gates::{Approval, Deletion, GateState};
 pub use handles::{Blocked, Handles, Phase, Stopping, TapHandle};
 pub use ledger::{Accepted, Backoff, Booted, ExitRecord, ExitStatus, Ledger};
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::spec::VmSpec;
@@ -20,14 +22,38 @@ use crate::spec::VmSpec;
 /// The version of every format in this module. A file of a higher one is set aside, not guessed at.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// A spec as it was stored, by this or another version of stead: kept as it was read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct StoredSpec(Value);
+/// A spec as it was stored, by this or another version of stead: nothing of it is lost when it is written again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredSpec(Stored);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stored {
+    /// Exactly what this stead would write: by far the most usual, and read without any work.
+    Exact(Box<VmSpec>),
+    /// It lacks fields, or has others.
+    Other(Value),
+}
 
 impl From<&VmSpec> for StoredSpec {
     fn from(spec: &VmSpec) -> Self {
-        Self(serde_json::to_value(spec).expect("a spec has only text keys"))
+        Self(Stored::Exact(Box::new(spec.clone())))
+    }
+}
+
+impl Serialize for StoredSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Stored::Exact(spec) => spec.serialize(serializer),
+            Stored::Other(value) => value.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let exact = VmSpec::deserialize(&value).ok().filter(|spec| as_json(spec) == value);
+        Ok(Self(exact.map_or(Stored::Other(value), |spec| Stored::Exact(Box::new(spec)))))
     }
 }
 
@@ -37,20 +63,31 @@ impl StoredSpec {
     ///
     /// # Errors
     /// When what was stored is not a spec, even so.
-    pub fn completed_from(&self, current: &VmSpec) -> Result<VmSpec, serde_json::Error> {
-        let mut merged = serde_json::to_value(current).expect("a spec has only text keys");
-        // By far the most usual case, and the cheapest to see.
-        if merged == self.0 {
-            return Ok(current.clone());
+    pub fn completed_from(&self, current: &VmSpec) -> Result<Cow<'_, VmSpec>, serde_json::Error> {
+        match &self.0 {
+            Stored::Exact(spec) => Ok(Cow::Borrowed(spec)),
+            Stored::Other(value) => {
+                let mut merged = as_json(current);
+                overlay(&mut merged, value);
+                serde_json::from_value(merged).map(Cow::Owned)
+            }
         }
-        overlay(&mut merged, &self.0);
-        serde_json::from_value(merged)
     }
 
     /// The spec by itself, with no other to take missing fields from.
-    pub fn read(&self) -> Result<VmSpec, serde_json::Error> {
-        serde_json::from_value(self.0.clone())
+    ///
+    /// # Errors
+    /// When it lacks a field, or is not a spec.
+    pub fn read(&self) -> Result<Cow<'_, VmSpec>, serde_json::Error> {
+        match &self.0 {
+            Stored::Exact(spec) => Ok(Cow::Borrowed(spec)),
+            Stored::Other(value) => VmSpec::deserialize(value).map(Cow::Owned),
+        }
     }
+}
+
+fn as_json(spec: &VmSpec) -> Value {
+    serde_json::to_value(spec).expect("a spec has only text keys")
 }
 
 /// Lays `stored` over `base`: objects field by field, lists of named objects by name, all else as a whole.

@@ -189,7 +189,7 @@ fn describe_and_logs_show_what_there_is() {
     assert!(text(&host.run(&["logs", "web"])).contains("GUEST READY"));
     let unknown = host.run(&["describe", "wep"]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(text(&unknown).contains("did you mean web?"), "{}", text(&unknown));
+    assert!(text(&unknown).contains("is it \"web\"?"), "{}", text(&unknown));
 }
 
 #[test]
