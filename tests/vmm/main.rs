@@ -8,6 +8,7 @@ mod bed;
 mod commands;
 mod crash;
 mod faults;
+mod hosts;
 mod lifecycle;
 mod network;
 mod saving;
