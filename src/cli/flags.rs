@@ -90,7 +90,7 @@ pub struct Flags {
     parallel: u16,
 
     /// How long a VMM's API may take to answer
-    #[arg(long, env = "STEAD_API_TIMEOUT", global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, env = "STEAD_API_TIMEOUT", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
     #[arg(hide_short_help = true, default_value = "2s")]
     api_timeout: Duration,
 
@@ -142,7 +142,7 @@ pub struct Flags {
     #[arg(hide_short_help = true)]
     pub log_format: LogFormat,
 
-    /// What stead logs: error, warn, info, debug, trace, or a filter [default: info for run, else warn]
+    /// What stead logs: error, warn, info, debug, trace, or a filter [default: info for run, else error]
     #[arg(
         long,
         env = "STEAD_LOG",

@@ -200,9 +200,9 @@ impl Hold {
         matches!(self, Self::FolderReplaced | Self::PruneCap { .. })
     }
 
-    /// Whether this is the VM's wanted state, so that nothing needs anybody's attention.
+    /// Whether this is as its user wants it, so that nothing needs anybody's attention.
     pub fn is_at_rest(&self) -> bool {
-        matches!(self, Self::Finished(_) | Self::Protected)
+        matches!(self, Self::Finished(_) | Self::Protected | Self::OnRestart(_))
     }
 }
 
