@@ -163,6 +163,7 @@ impl Actor<'_> {
             lock: self.layout.vmm_lock(name),
             stdout: launch.stdout,
             stderr: self.layout.vmm_log(name),
+            cgroup: None,
         };
         self.host.spawn_vmm(&request).map_err(|error| ActError::one("spawning the VMM", error))
     }

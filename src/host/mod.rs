@@ -3,6 +3,7 @@
 //! `observed` is given only a [`HostView`], so that looking cannot change anything. Every call is synchronous and bounded
 //! in time; the loop runs them on blocking threads. API calls and file writes are effects like any other.
 
+pub mod devices;
 pub mod linux;
 
 use std::fmt;
@@ -158,6 +159,8 @@ pub struct SpawnRequest {
     pub stdout: PathBuf,
     /// Where its standard error goes, appended.
     pub stderr: PathBuf,
+    /// The cgroup it begins its life in, by its path below the root of the cgroup v2 hierarchy.
+    pub cgroup: Option<String>,
 }
 
 /// Why a VMM could not be started.

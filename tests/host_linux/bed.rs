@@ -158,6 +158,7 @@ impl Vm {
             lock: self.lock(),
             stdout: launch.stdout,
             stderr: self.layout.vmm_log(&self.name),
+            cgroup: None,
         }
     }
 
@@ -208,6 +209,7 @@ impl Vm {
             lock: self.lock(),
             stdout: self.layout.console_log(&self.name),
             stderr: self.layout.vmm_log(&self.name),
+            cgroup: None,
         }
     }
 

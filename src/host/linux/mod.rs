@@ -8,18 +8,25 @@
     reason = "ioctls, pre_exec and registering a pidfd have no safe form; each block says why it is sound"
 )]
 
+mod cgroup;
 mod clock;
+mod device_mapper;
+mod devices;
 mod exits;
 mod facts;
 mod files;
+mod holders;
+mod images;
 mod io_thread;
 mod lock;
 mod logs;
+mod loops;
 mod netlink;
 mod peer;
 mod process;
 mod spawn;
 mod tap;
+mod tap_removal;
 mod vmm_client;
 
 use std::io;
@@ -53,6 +60,8 @@ pub struct LinuxHost {
     facts: facts::Facts,
     exits: exits::Exits,
     io: io_thread::IoThread,
+    tap_removal: tap_removal::TapRemover,
+    cgroups: cgroup::Cgroups,
 }
 
 impl LinuxHost {
@@ -67,6 +76,8 @@ impl LinuxHost {
             facts: facts::Facts::new(config),
             exits: exits::Exits::default(),
             io: io_thread::IoThread::default(),
+            tap_removal: tap_removal::TapRemover::default(),
+            cgroups: cgroup::Cgroups::default(),
         })
     }
 }
