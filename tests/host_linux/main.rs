@@ -8,6 +8,7 @@
 mod bed;
 mod files;
 mod lock;
+mod loops;
 mod process;
 mod tap;
 mod vmm;
