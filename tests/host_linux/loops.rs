@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sched::CloneFlags;
 use stead::desired::FileId;
 use stead::host::HostOps;
-use stead::host::devices::{DeviceOps, DeviceView, LoopDevice, LoopRequest};
+use stead::host::devices::{DeviceOps, DeviceView, DmRequest, LoopDevice, LoopRequest};
 use stead::host::linux::LinuxHost;
 
 use crate::bed::{host, in_namespaces, is_root, text, wait};
@@ -139,7 +139,7 @@ fn a_file_is_bound_known_by_tag_and_identity_and_freed_again() {
     };
     assert_eq!(device, expected);
     assert_eq!(bench.host.loop_device(&device.device).unwrap(), Some(expected.clone()));
-    assert_eq!(bench.mine(), [expected.clone()]);
+    assert_eq!(bench.mine(), std::slice::from_ref(&expected));
     assert_eq!(sysfs(&device, "size"), "2048");
     assert_eq!(sysfs(&device, "queue/logical_block_size"), "512");
     assert_eq!(losetup(&["-j", path.to_str().unwrap(), "-n", "-O", "NAME"]), node(&device).to_str().unwrap());
@@ -423,6 +423,27 @@ fn a_host_without_loop_devices_is_told_what_to_do() {
         nix::mount::umount("/dev").unwrap();
         bench.detach(&device);
     });
+}
+
+#[test]
+fn without_device_mapper_there_is_no_such_device_and_it_is_said_why() {
+    let host = host();
+    if !is_root() || Path::new("/sys/class/misc/device-mapper").exists() {
+        eprintln!("left out: it takes root on a kernel without device-mapper");
+        return;
+    }
+    let why = host.device_mapper().unwrap_err();
+    assert!(why.contains("no device-mapper") && why.contains("modprobe") && why.contains("dm_snapshot"), "{why}");
+    assert_eq!(host.dm_devices().unwrap(), []);
+    assert_eq!(host.dm_device("stead-test").unwrap(), None);
+    assert!(!host.remove_dm("stead-test", "stead-test").unwrap());
+    let request =
+        DmRequest { name: "stead-test".into(), uuid: "stead-test".into(), table: Vec::new(), read_only: false };
+    let error = host.create_dm(&request).unwrap_err();
+    assert_eq!((error.kind(), text(&error)), (io::ErrorKind::Unsupported, why));
+    for name in ["", "a/b", ".", "a\0b"] {
+        assert_eq!(host.dm_device(name).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name:?}");
+    }
 }
 
 #[test]

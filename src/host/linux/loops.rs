@@ -33,32 +33,32 @@ const ATTEMPTS: u32 = 256;
 /// stead, keeps it for the time of that look.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// `struct loop_info64`.
+/// `struct loop_info64`, where all names begin with `lo_`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct LoopInfo64 {
     /// `st_dev` of the file it is bound to, in the kernel's `huge_encode_dev`.
-    lo_device: u64,
+    device: u64,
     /// `st_ino` of that file.
-    lo_inode: u64,
+    inode: u64,
     /// `st_rdev` of that file if it is a device.
-    lo_rdevice: u64,
+    rdevice: u64,
     /// Where in the file it begins, in bytes.
-    lo_offset: u64,
+    offset: u64,
     /// Where in the file it ends, in bytes; 0 is the file's end.
-    lo_sizelimit: u64,
+    sizelimit: u64,
     /// Its number.
-    lo_number: u32,
+    number: u32,
     /// Of no use any more, like the key and its size.
-    lo_encrypt_type: u32,
-    lo_encrypt_key_size: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
     /// `LO_FLAGS_*`.
-    lo_flags: u32,
+    flags: u32,
     /// The tag, ended by a zero.
-    lo_file_name: [u8; NAME_SIZE],
-    lo_crypt_name: [u8; NAME_SIZE],
-    lo_encrypt_key: [u8; 32],
-    lo_init: [u64; 2],
+    file_name: [u8; NAME_SIZE],
+    crypt_name: [u8; NAME_SIZE],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
 }
 
 /// `struct loop_config`.
@@ -76,35 +76,35 @@ struct LoopConfig {
 
 impl LoopInfo64 {
     const EMPTY: Self = Self {
-        lo_device: 0,
-        lo_inode: 0,
-        lo_rdevice: 0,
-        lo_offset: 0,
-        lo_sizelimit: 0,
-        lo_number: 0,
-        lo_encrypt_type: 0,
-        lo_encrypt_key_size: 0,
-        lo_flags: 0,
-        lo_file_name: [0; NAME_SIZE],
-        lo_crypt_name: [0; NAME_SIZE],
-        lo_encrypt_key: [0; 32],
-        lo_init: [0; 2],
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        sizelimit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: 0,
+        file_name: [0; NAME_SIZE],
+        crypt_name: [0; NAME_SIZE],
+        encrypt_key: [0; 32],
+        init: [0; 2],
     };
 
     /// A stranger's may be anything; ours are text.
     fn tag(&self) -> String {
-        let end = self.lo_file_name.iter().position(|byte| *byte == 0).unwrap_or(NAME_SIZE);
-        String::from_utf8_lossy(&self.lo_file_name[..end]).into_owned()
+        let end = self.file_name.iter().position(|byte| *byte == 0).unwrap_or(NAME_SIZE);
+        String::from_utf8_lossy(&self.file_name[..end]).into_owned()
     }
 
     /// The kernel has 12 bits of major and 20 of minor number, which `huge_encode_dev` and the C library's `makedev` put
     /// into the same places: `lo_device` is the `st_dev` that stat(2) gives.
     fn backing(&self) -> FileId {
-        FileId { device: self.lo_device, inode: self.lo_inode }
+        FileId { device: self.device, inode: self.inode }
     }
 
     fn has(&self, flag: u32) -> bool {
-        self.lo_flags & flag != 0
+        self.flags & flag != 0
     }
 }
 
@@ -162,12 +162,12 @@ pub(super) fn attach(request: &LoopRequest) -> io::Result<LoopDevice> {
         return Ok(found);
     }
     let mut info = LoopInfo64::EMPTY;
-    info.lo_file_name[..tag.len()].copy_from_slice(tag);
+    info.file_name[..tag.len()].copy_from_slice(tag);
     // What a VM writes is cached once, above the loop; through the page cache of its file it would be there twice, and
     // be written back when that sees fit. Measured on ext4: 4 KiB writes with fsync take 0.6 to 1.0 of the time, long ones
     // into holes 0.6. A base is read through the cache on purpose: there all VMs share what one has read.
     // Where the filesystem cannot, the kernel falls back to its cache; a flush is an fsync of the file either way.
-    info.lo_flags = if request.read_only { READ_ONLY } else { DIRECT_IO };
+    info.flags = if request.read_only { READ_ONLY } else { DIRECT_IO };
     let config = LoopConfig {
         fd: u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?,
         // Given, since with direct I/O newer kernels would take that of the disk below, and a VM's disk would change
@@ -198,11 +198,10 @@ pub(super) fn detach(device: &str, tag: &str) -> io::Result<bool> {
     }
     // SAFETY: the request takes no argument, and `file` is an open loop device.
     match unsafe { loop_clr_fd(file.as_raw_fd()) } {
-        Ok(_) => {}
+        // EBUSY: somebody else has told it, and it is about to.
+        Ok(_) | Err(Errno::EBUSY) => {}
         Err(Errno::ENXIO) => return Ok(false),
-        // Somebody else has told it, and it is about to.
-        Err(Errno::EBUSY) => {}
-        Err(errno) => return Err(explain(device, errno.into())),
+        Err(errno) => return Err(explain(device, &errno.into())),
     }
     // Since Linux 6.12 it lets go only when the last has closed it, be that us.
     drop(file);
@@ -250,7 +249,7 @@ fn attached(request: &LoopRequest) -> io::Result<Option<LoopDevice>> {
             continue;
         }
         let same = info.tag() == request.tag && info.has(READ_ONLY) == request.read_only && !info.has(AUTOCLEAR);
-        if same && info.lo_offset == 0 && info.lo_sizelimit == 0 {
+        if same && info.offset == 0 && info.sizelimit == 0 {
             return Ok(Some(describe(number, &info)));
         }
         if !request.read_only && !info.has(READ_ONLY) {
@@ -273,7 +272,7 @@ fn configure(config: &LoopConfig, read_only: bool) -> io::Result<u32> {
     for attempt in 1..=ATTEMPTS {
         // SAFETY: the request takes no argument.
         let number =
-            unsafe { loop_ctl_get_free(control.as_raw_fd()) }.map_err(|errno| explain(CONTROL, errno.into()))?;
+            unsafe { loop_ctl_get_free(control.as_raw_fd()) }.map_err(|errno| explain(CONTROL, &errno.into()))?;
         let number = u32::try_from(number).map_err(io::Error::other)?;
         let Some(device) = open(number, !read_only)? else { continue };
         // SAFETY: `config` is a whole loop_config that lives through the call, as does the file whose number is in it.
@@ -281,7 +280,7 @@ fn configure(config: &LoopConfig, read_only: bool) -> io::Result<u32> {
             Ok(_) => return Ok(number),
             // Somebody else was faster.
             Err(Errno::EBUSY) => {}
-            Err(errno) => return Err(explain(&format!("loop{number}"), errno.into())),
+            Err(errno) => return Err(explain(&format!("loop{number}"), &errno.into())),
         }
         // Many at a time all get the same number: after some tries they step aside.
         if attempt % 16 == 0 {
@@ -302,7 +301,7 @@ fn open_control() -> io::Result<File> {
             super::error(error.kind(), text)
         }
         io::ErrorKind::NotFound => super::error(error.kind(), format!("{path} is missing: {NO_NODE}")),
-        _ => explain(CONTROL, error),
+        _ => explain(CONTROL, &error),
     })
 }
 
@@ -317,7 +316,7 @@ fn look(number: u32) -> io::Result<Option<(File, LoopInfo64)>> {
     match unsafe { loop_get_status64(device.as_raw_fd(), &raw mut info) } {
         Ok(_) => Ok(Some((device, info))),
         Err(Errno::ENXIO) => Ok(None),
-        Err(errno) => Err(explain(&format!("loop{number}"), errno.into())),
+        Err(errno) => Err(explain(&format!("loop{number}"), &errno.into())),
     }
 }
 
@@ -334,7 +333,7 @@ fn open(number: u32, write: bool) -> io::Result<Option<File>> {
             }
             return Err(super::error(error.kind(), format!("{path} is missing: {NO_NODE}")));
         }
-        Err(error) => return Err(explain(&format!("loop{number}"), error)),
+        Err(error) => return Err(explain(&format!("loop{number}"), &error)),
     };
     let metadata = file.metadata()?;
     // A node made by hand may stand for anything.
@@ -397,7 +396,7 @@ fn number_of(device: &str) -> io::Result<u32> {
 }
 
 /// The kernel's error with what to do about it.
-fn explain(device: &str, error: io::Error) -> io::Error {
+fn explain(device: &str, error: &io::Error) -> io::Error {
     let advice = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; loop devices need root (in a container, the right to use them too)",
         // What an older kernel says to a request that it does not know.
@@ -438,9 +437,9 @@ mod tests {
     fn a_tag_ends_at_its_zero_or_with_its_room() {
         let mut info = LoopInfo64::EMPTY;
         assert_eq!(info.tag(), "");
-        info.lo_file_name[..3].copy_from_slice(b"a\xffb");
+        info.file_name[..3].copy_from_slice(b"a\xffb");
         assert_eq!(info.tag(), "a\u{fffd}b");
-        info.lo_file_name = [b'x'; NAME_SIZE];
+        info.file_name = [b'x'; NAME_SIZE];
         assert_eq!(info.tag().len(), NAME_SIZE);
     }
 }
