@@ -176,13 +176,17 @@ impl Stead {
 
 /// What a host holds that a VM may need, one line for each thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint(BTreeSet<String>);
+pub struct Fingerprint {
+    lines: BTreeSet<String>,
+    /// The processes whose open files are among the lines.
+    pids: Vec<i32>,
+}
 
 impl Fingerprint {
     /// What is there now and was not there before, or the other way round: nothing, if they are equal.
     pub fn changes_since(&self, before: &Self) -> String {
-        let gone = before.0.difference(&self.0).map(|line| format!("- {line}\n"));
-        gone.chain(self.0.difference(&before.0).map(|line| format!("+ {line}\n"))).collect()
+        let gone = before.lines.difference(&self.lines).map(|line| format!("- {line}\n"));
+        gone.chain(self.lines.difference(&before.lines).map(|line| format!("+ {line}\n"))).collect()
     }
 
     /// Waits until the host is as it was before: what a VM held goes a moment after its last user.
@@ -190,7 +194,7 @@ impl Fingerprint {
     pub fn comes_back(&self) {
         let start = Instant::now();
         loop {
-            let changes = fingerprint().changes_since(self);
+            let changes = fingerprint_of(&self.pids).changes_since(self);
             if changes.is_empty() {
                 return;
             }
@@ -202,13 +206,21 @@ impl Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 
 /// Loops, device-mapper devices, network interfaces, cgroups, mounts and processes.
 pub fn fingerprint() -> Fingerprint {
+    fingerprint_of(&[])
+}
+
+/// The same, with the files that these processes have open.
+pub fn fingerprint_of(pids: &[i32]) -> Fingerprint {
     let mut found = BTreeSet::new();
+    for pid in pids {
+        found.extend(open_files(*pid).iter().map(|file| format!("file of {pid}: {file}")));
+    }
     for block in names("/sys/block") {
         let read = |file: &str| fs::read_to_string(format!("/sys/block/{block}/{file}")).ok();
         if let Some(file) = read("loop/backing_file") {
@@ -240,7 +252,7 @@ pub fn fingerprint() -> Fingerprint {
             found.insert(format!("process {pid} {}", String::from_utf8_lossy(&command).replace('\0', " ").trim_end()));
         }
     }
-    Fingerprint(found)
+    Fingerprint { lines: found, pids: pids.to_vec() }
 }
 
 /// The files that a process has open, as the kernel names them.

@@ -1,6 +1,6 @@
 //! stead on this host.
 
-use crate::inside::bed::{Stead, fingerprint, guest, open_files};
+use crate::inside::bed::{Stead, fingerprint, fingerprint_of, guest};
 
 pub fn a_vm_starts_stays_and_goes_without_a_trace() {
     let before = fingerprint();
@@ -13,18 +13,20 @@ pub fn a_vm_starts_stays_and_goes_without_a_trace() {
             guest("halt").display()
         ),
     );
-    println!("{}", stead.once(0));
+    stead.once(0);
     let pid = stead.pid("web").expect("a VMM is on record");
-    assert!(open_files(pid).contains("/dev/kvm"), "{:?}", open_files(pid));
-    let running = fingerprint();
-    assert!(running.changes_since(&before).contains("firecracker"), "{running}");
+    let running = fingerprint_of(&[pid]);
+    let changes = running.changes_since(&before);
+    for held in [format!("+ process {pid} /bed/bin/firecracker"), format!("+ file of {pid}: /dev/kvm")] {
+        assert!(changes.contains(&held), "no {held:?} in\n{changes}");
+    }
 
-    println!("{}", stead.once(0));
+    assert_eq!(stead.once(0), "", "a second pass did something");
     assert_eq!(stead.pid("web"), Some(pid));
     running.comes_back();
 
     stead.remove("web.yaml");
-    println!("{}", stead.once(0));
+    stead.once(0);
     assert_eq!(stead.pid("web"), None);
     before.comes_back();
 }
