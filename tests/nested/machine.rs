@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -52,16 +52,29 @@ fn version(file: &Path) -> String {
 }
 
 /// An ext4 on a disk of its own: `/state` of the machines that it is given to, one after the other.
-pub struct Disk {
-    image: tempfile::NamedTempFile,
-}
+pub struct Disk(Image);
 
 impl Disk {
     pub fn new() -> Self {
-        let image = tempfile::NamedTempFile::new_in(scratch("disks")).unwrap();
-        image.as_file().set_len(1 << 30).unwrap();
+        let image = Image::new(1 << 30);
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()));
-        Self { image }
+        Self(image)
+    }
+}
+
+/// A file without a name: whatever becomes of this test, nothing stays of it.
+struct Image(File);
+
+impl Image {
+    fn new(size: u64) -> Self {
+        let file = tempfile::tempfile_in(scratch("")).unwrap();
+        file.set_len(size).unwrap();
+        Self(file)
+    }
+
+    /// A path that lets others open it as long as this process lives.
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 }
 
@@ -92,7 +105,7 @@ pub struct Machine {
 impl Machine {
     /// Powers a machine on and has it run a job: a name of `inside::JOBS` or `inside::TESTS`, with arguments.
     pub fn boot(disk: &Disk, job: &str) -> Self {
-        let mut machine = Self::start(Start::Booted, disk.image.path(), &payload(), job);
+        let mut machine = Self::start(Start::Booted, &disk.0.path(), &payload(), job);
         machine.wait_for("up", BOUND);
         machine.give(job);
         machine
@@ -102,7 +115,7 @@ impl Machine {
     /// its clock are fresh. Its disks are what they are given to be.
     pub fn restore(disk: &Disk, job: &str) -> Self {
         let saved = Saved::get();
-        let mut machine = Self::start(Start::Restored, disk.image.path(), &payload(), job);
+        let mut machine = Self::start(Start::Restored, &disk.0.path(), &payload(), job);
         let qmp = machine.qmp.as_mut().unwrap();
         qmp.ignore_shared();
         qmp.ask("migrate-incoming", &json!({"uri": format!("exec:cat '{}'", saved.folder.join("devices").display())}));
@@ -344,11 +357,8 @@ impl Saved {
             let _ = fs::remove_file(folder.join(file));
         }
         // It never looks at its disks, so any will do.
-        let disks = [(); 2].map(|()| tempfile::NamedTempFile::new_in(scratch("disks")).unwrap());
-        for disk in &disks {
-            disk.as_file().set_len(1 << 20).unwrap();
-        }
-        let mut machine = Machine::start(Start::ToBeSaved, disks[0].path(), disks[1].path(), "saving");
+        let disks = [1 << 20; 2].map(Image::new);
+        let mut machine = Machine::start(Start::ToBeSaved, &disks[0].path(), &disks[1].path(), "saving");
         machine.wait_for("up", BOUND);
         let qmp = machine.qmp.as_mut().unwrap();
         qmp.ignore_shared();

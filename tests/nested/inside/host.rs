@@ -5,8 +5,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::inside::bed::{Running, ends, fingerprint, firecracker, initrd, run, vmlinux, wait};
+use crate::inside::bed::{BOUND, Running, ends, fingerprint, firecracker, initrd, run, vmlinux, wait};
 
 /// A base of 8 MiB that begins with `BASE`, an empty file for what is written, and a snapshot of the one in the other.
 struct Snapshot {
@@ -152,4 +153,30 @@ pub fn firecracker_boots_linux_from_a_dm_snapshot_with_a_tap() {
     run("ip", &["link", "del", "tap0"]);
     snapshot.remove();
     before.comes_back();
+}
+
+pub fn say_who_you_are() {
+    let mut random = [0; 16];
+    File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+    println!("BOOT {}", fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim());
+    println!("RANDOM {random:?}");
+    println!("CLOCK {}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs());
+}
+
+pub fn panics() {
+    panic!("as it should");
+}
+
+pub fn ends_without_a_verdict() {
+    std::process::exit(0);
+}
+
+/// At once, with not a word more from init.
+pub fn takes_the_host_down() {
+    fs::write("/proc/sysrq-trigger", "o").unwrap();
+    std::thread::sleep(BOUND);
+}
+
+pub fn hangs() {
+    std::thread::sleep(crate::machine::BOUND);
 }

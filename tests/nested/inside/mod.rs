@@ -20,8 +20,15 @@ pub const TESTS: &[Named] = named![
 ];
 
 /// What the tests of `outside` have done inside.
-const JOBS: &[Named] =
-    named![power::write_with_and_without_sync, power::only_what_was_synced_is_there, power::say_who_you_are,];
+const JOBS: &[Named] = named![
+    power::write_with_and_without_sync,
+    power::only_what_was_synced_is_there,
+    host::say_who_you_are,
+    host::panics,
+    host::ends_without_a_verdict,
+    host::takes_the_host_down,
+    host::hangs,
+];
 
 /// Runs the named test or job; its last line says how it went.
 pub fn main(args: &[String]) -> ExitCode {

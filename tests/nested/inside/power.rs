@@ -1,9 +1,8 @@
 //! What `outside::power` has done inside.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::inside::arguments;
 
@@ -29,12 +28,4 @@ pub fn only_what_was_synced_is_there() {
     assert_eq!(fs::read(synced).unwrap(), TEXT);
     // Its name may have come with the journal; its data cannot have.
     assert_eq!(fs::read(unsynced).unwrap_or_default(), b"");
-}
-
-pub fn say_who_you_are() {
-    let mut random = [0; 16];
-    File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
-    println!("BOOT {}", fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim());
-    println!("RANDOM {random:?}");
-    println!("CLOCK {}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs());
 }
