@@ -39,6 +39,8 @@ fn scratch(name: &str) -> PathBuf {
 /// Runs a program to its end, which must be a good one.
 #[track_caller]
 fn run(command: &mut Command) -> String {
+    // mkfs.ext4 lives where an ordinary user's PATH does not look.
+    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -92,7 +94,7 @@ enum Start {
 /// A running nested host with one job in it. Dropping it ends it as `cut` does.
 pub struct Machine {
     qemu: Child,
-    qmp: Option<Qmp>,
+    qmp: Qmp,
     /// What goes to the job's line, which is the machine's second serial port.
     port: UnixStream,
     lines: Receiver<String>,
@@ -116,7 +118,7 @@ impl Machine {
     pub fn restore(disk: &Disk, job: &str) -> Self {
         let saved = Saved::get();
         let mut machine = Self::start(Start::Restored, &disk.0.path(), &payload(), job);
-        let qmp = machine.qmp.as_mut().unwrap();
+        let qmp = &mut machine.qmp;
         qmp.ignore_shared();
         qmp.ask("migrate-incoming", &json!({"uri": format!("exec:cat '{}'", saved.folder.join("devices").display())}));
         qmp.wait("query-status", |status| status["status"] == "running", &machine.log);
@@ -161,7 +163,7 @@ impl Machine {
         });
         Self {
             qemu: child,
-            qmp: Some(Qmp::new(qmp)),
+            qmp: Qmp::new(qmp),
             port,
             lines,
             log,
@@ -360,7 +362,7 @@ impl Saved {
         let disks = [1 << 20; 2].map(Image::new);
         let mut machine = Machine::start(Start::ToBeSaved, &disks[0].path(), &disks[1].path(), "saving");
         machine.wait_for("up", BOUND);
-        let qmp = machine.qmp.as_mut().unwrap();
+        let qmp = &mut machine.qmp;
         qmp.ignore_shared();
         qmp.ask("migrate", &json!({"uri": format!("exec:cat >'{}'", folder.join("devices").display())}));
         qmp.wait("query-migrate", |migration| migration["status"] == "completed", &machine.log);
