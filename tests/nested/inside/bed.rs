@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 /// How long anything may take that a test waits for. Generous, since all here is emulated.
 pub const BOUND: Duration = Duration::from_secs(60);
 
@@ -165,10 +167,14 @@ impl Stead {
         fs::remove_file(self.manifests().join(file)).unwrap();
     }
 
+    /// What is on record of the VM's VMM.
+    pub fn handles(&self, name: &str) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.vm_dir(name).join("handles.json")).ok()?).ok()
+    }
+
     /// The pid on record of the VM's VMM, if it is recorded as running.
     pub fn pid(&self, name: &str) -> Option<i32> {
-        let handles = fs::read(self.vm_dir(name).join("handles.json")).ok()?;
-        let handles: serde_json::Value = serde_json::from_slice(&handles).ok()?;
+        let handles = self.handles(name)?;
         let pid = i32::try_from(handles["pid"].as_i64()?).ok()?;
         (handles["phase"] == "running").then_some(pid)
     }

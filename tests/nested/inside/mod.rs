@@ -23,6 +23,8 @@ pub const TESTS: &[Named] = named![
 const JOBS: &[Named] = named![
     power::write_with_and_without_sync,
     power::only_what_was_synced_is_there,
+    stead::a_vm_runs_until_the_power_goes,
+    stead::the_vm_lives_again,
     host::say_who_you_are,
     host::panics,
     host::ends_without_a_verdict,
