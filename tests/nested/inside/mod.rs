@@ -1,6 +1,7 @@
 //! What runs inside the nested host.
 
 pub mod bed;
+mod device_mapper;
 mod host;
 mod power;
 mod stead;
@@ -17,6 +18,13 @@ pub const TESTS: &[Named] = named![
     host::a_reflink_is_real_here,
     host::firecracker_boots_linux_from_a_dm_snapshot_with_a_tap,
     stead::a_vm_starts_stays_and_goes_without_a_trace,
+    device_mapper::a_snapshot_is_made_seen_written_and_removed,
+    device_mapper::a_grown_disk_reads_its_base_and_then_zeros,
+    device_mapper::an_open_device_is_busy_at_once_with_its_holder_and_goes_after_it,
+    device_mapper::what_is_not_ours_is_refused_and_what_fails_leaves_nothing,
+    device_mapper::a_missing_module_is_named_loaded_if_possible_and_used_once_it_is_there,
+    device_mapper::an_overflown_snapshot_says_so,
+    device_mapper::udev_is_told_to_keep_off_and_not_waited_for,
 ];
 
 /// What the tests of `outside` have done inside.
@@ -25,6 +33,7 @@ const JOBS: &[Named] = named![
     power::only_what_was_synced_is_there,
     stead::a_vm_runs_until_the_power_goes,
     stead::the_vm_lives_again,
+    device_mapper::disks_are_timed,
     host::say_who_you_are,
     host::panics,
     host::ends_without_a_verdict,

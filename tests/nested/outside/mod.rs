@@ -1,5 +1,6 @@
 //! What runs outside: the tests that handle their machines themselves, and the way to run one function inside.
 
+mod device_mapper;
 mod host;
 mod power;
 
@@ -8,6 +9,7 @@ use crate::{Named, named};
 
 /// Each is one test, run here.
 pub const TESTS: &[Named] = named![
+    device_mapper::a_disk_is_made_in_little_time,
     power::unsynced_data_is_really_lost_in_a_power_cut,
     power::a_vm_runs_again_after_a_power_cut_and_counts_its_lives_on,
     host::every_host_has_a_boot_id_random_numbers_and_a_clock_of_its_own,
