@@ -258,6 +258,95 @@ fn a_disk_goes_past_the_cache_where_its_filesystem_can() {
 }
 
 #[test]
+fn a_disk_keeps_its_block_size_wherever_its_file_lies() {
+    in_private_mounts(|| {
+        let Some(bench) = Bench::new() else { return };
+        // A filesystem on a disk with blocks of 4 KiB.
+        let path = bench.file("disk");
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(32 << 20).unwrap();
+        let below = losetup(&["--show", "-f", "-b", "4096", path.to_str().unwrap()]);
+        let below = Below(below, bench.dir.path().join("mnt"));
+        mkfs(Path::new(&below.0));
+        fs::create_dir(&below.1).unwrap();
+        mount(Path::new(&below.0), &below.1, "ext4");
+        let cow = below.1.join("cow");
+        File::create(&cow).unwrap().set_len(1 << 20).unwrap();
+        let device = bench.attach(&cow);
+        assert_eq!(sysfs(&device, "queue/logical_block_size"), "512");
+        bench.detach(&device);
+    });
+}
+
+/// A mounted loop device of nobody's tag.
+struct Below(String, PathBuf);
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount(&self.1);
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_node_that_stands_for_another_device_is_not_believed() {
+    in_private_mounts(|| {
+        let Some(bench) = Bench::new() else { return };
+        let mine = bench.attach(&bench.file("cow"));
+        let rdev = fs::metadata(node(&mine)).unwrap().rdev();
+        let none = nix::libc::makedev(7, 1_000_000);
+        let request = LoopRequest { read_only: true, ..bench.request(&bench.file("other")) };
+        mount(Path::new("tmpfs"), Path::new("/dev"), "tmpfs");
+        let make = |name: &str, kind, rdev| {
+            let _ = fs::remove_file(Path::new("/dev").join(name));
+            let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+            nix::sys::stat::mknod(&Path::new("/dev").join(name), kind, mode, rdev).unwrap();
+        };
+        let (block, character) = (nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::SFlag::S_IFCHR);
+        // Ours under another's name, which would have it freed by that name.
+        make("loop5000", block, rdev);
+        assert_eq!(bench.host.loop_device("loop5000").unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(bench.host.detach_loop("loop5000", &bench.tag).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // /dev/null, and no device at all.
+        make(&mine.device, character, nix::libc::makedev(1, 3));
+        assert_eq!(bench.host.loop_device(&mine.device).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        make(&mine.device, block, none);
+        assert_eq!(bench.host.loop_device(&mine.device).unwrap(), None);
+        // Every free one is named after ours.
+        make("loop-control", character, nix::libc::makedev(10, 237));
+        make(&mine.device, block, rdev);
+        for number in 0..64 {
+            make(&format!("loop{number}"), block, rdev);
+        }
+        for device in bench.host.loop_devices().into_iter().flatten() {
+            assert_eq!(device.device, mine.device);
+        }
+        assert_eq!(bench.host.attach_loop(&request).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        nix::mount::umount("/dev").unwrap();
+        assert_eq!(bench.mine(), std::slice::from_ref(&mine));
+    });
+}
+
+/// Runs a test in mounts of its own, which nobody else sees.
+fn in_private_mounts(test: impl FnOnce() + Send + 'static) {
+    in_namespaces(CloneFlags::CLONE_NEWNS, || {
+        let none: Option<&str> = None;
+        nix::mount::mount(none, "/", none, nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE, none)
+            .unwrap();
+        test();
+    });
+}
+
+fn mount(what: &Path, place: &Path, kind: &str) {
+    let none: Option<&str> = None;
+    nix::mount::mount(Some(what), place, Some(kind), nix::mount::MsFlags::empty(), none).unwrap();
+}
+
+fn mkfs(on: &Path) {
+    let status = Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(on).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
 fn two_writers_on_one_file_are_refused() {
     let Some(bench) = Bench::new() else { return };
     let path = bench.file("cow");
@@ -308,12 +397,11 @@ fn a_mounted_loop_is_told_with_its_mount_point() {
         nix::mount::mount(none, "/", none, nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE, none)
             .unwrap();
         let path = bench.file("disk");
-        let status = Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&path).status().unwrap();
-        assert!(status.success());
+        mkfs(&path);
         let device = bench.attach(&path);
         let place = bench.dir.path().join("mnt");
         fs::create_dir(&place).unwrap();
-        nix::mount::mount(Some(&node(&device)), &place, Some("ext4"), nix::mount::MsFlags::empty(), none).unwrap();
+        mount(&node(&device), &place, "ext4");
         // The thread's own namespace is not that of its process, by which /proc lists; so a process of it is needed.
         let mut inside = Opener(Command::new("sleep").arg("1000").spawn().unwrap());
         let error = bench.host.detach_loop(&device.device, &bench.tag).unwrap_err();
@@ -414,7 +502,7 @@ fn a_host_without_loop_devices_is_told_what_to_do() {
         let device = bench.attach(&path);
         let request = LoopRequest { read_only: true, ..bench.request(&bench.file("other")) };
         // A /dev as in a container.
-        nix::mount::mount(Some("tmpfs"), "/dev", Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+        mount(Path::new("tmpfs"), Path::new("/dev"), "tmpfs");
         let error = bench.host.loop_device(&device.device).unwrap_err();
         assert!(text(&error).contains(&format!("/dev/{} is missing", device.device)), "{error}");
         assert!(text(&error).contains("container"), "{error}");

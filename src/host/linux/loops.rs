@@ -27,6 +27,9 @@ const AUTOCLEAR: u32 = 4;
 /// `LO_FLAGS_DIRECT_IO`: its I/O goes past the page cache of its file.
 const DIRECT_IO: u32 = 16;
 
+/// The major number of loop devices (`linux/major.h`).
+const LOOP_MAJOR: u32 = 7;
+
 /// How often somebody else may snatch a free loop before this gives up. Each time means that another got one.
 const ATTEMPTS: u32 = 256;
 /// How long a loop that was told to let go may take: whoever looks at it at that moment, be it udev or another thread of
@@ -274,7 +277,7 @@ fn configure(config: &LoopConfig, read_only: bool) -> io::Result<u32> {
         let number =
             unsafe { loop_ctl_get_free(control.as_raw_fd()) }.map_err(|errno| explain(CONTROL, &errno.into()))?;
         let number = u32::try_from(number).map_err(io::Error::other)?;
-        let Some(device) = open(number, !read_only)? else { continue };
+        let Some(device) = open_unbound(number, !read_only)? else { continue };
         // SAFETY: `config` is a whole loop_config that lives through the call, as does the file whose number is in it.
         match unsafe { loop_configure(device.as_raw_fd(), &raw const *config) } {
             Ok(_) => return Ok(number),
@@ -312,15 +315,17 @@ const NO_NODE: &str =
 fn look(number: u32) -> io::Result<Option<(File, LoopInfo64)>> {
     let Some(device) = open(number, false)? else { return Ok(None) };
     let mut info = LoopInfo64::EMPTY;
-    // SAFETY: `info` is a whole loop_info64, and lives through the call.
+    // SAFETY: `info` is a whole loop_info64, and lives through the call; `open` gives loop devices only.
     match unsafe { loop_get_status64(device.as_raw_fd(), &raw mut info) } {
-        Ok(_) => Ok(Some((device, info))),
+        Ok(_) if info.number == number => Ok(Some((device, info))),
+        Ok(_) => Err(misnamed(number)),
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(explain(&format!("loop{number}"), &errno.into())),
     }
 }
 
-/// Opens a loop device; `None` when there is none of this number.
+/// Opens the file of a loop device; `None` when there is no such device. It may be another loop's: a node made by hand may
+/// stand for anything.
 fn open(number: u32, write: bool) -> io::Result<Option<File>> {
     let path = format!("/dev/loop{number}");
     let file = match OpenOptions::new().read(true).write(write).custom_flags(O_NONBLOCK).open(&path) {
@@ -336,19 +341,25 @@ fn open(number: u32, write: bool) -> io::Result<Option<File>> {
         Err(error) => return Err(explain(&format!("loop{number}"), &error)),
     };
     let metadata = file.metadata()?;
-    // A node made by hand may stand for anything.
-    let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+    let is_loop = metadata.file_type().is_block_device() && libc::major(metadata.rdev()) == LOOP_MAJOR;
+    if is_loop { Ok(Some(file)) } else { Err(misnamed(number)) }
+}
+
+/// Opens a loop device to be bound, which cannot say yet which one it is; `None` when it is gone.
+fn open_unbound(number: u32, write: bool) -> io::Result<Option<File>> {
+    let Some(file) = open(number, write)? else { return Ok(None) };
+    let rdev = file.metadata()?.rdev();
     match fs::read_to_string(sysfs(number).join("dev")) {
-        Ok(dev) if metadata.file_type().is_block_device() && dev.trim_end() == format!("{major}:{minor}") => {
-            Ok(Some(file))
-        }
-        Ok(dev) => {
-            let text = format!("{path} is not the loop device {} that it is named for", dev.trim_end());
-            Err(super::error(io::ErrorKind::InvalidData, text))
-        }
+        Ok(dev) if dev.trim_end() == format!("{}:{}", libc::major(rdev), libc::minor(rdev)) => Ok(Some(file)),
+        Ok(_) => Err(misnamed(number)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn misnamed(number: u32) -> io::Error {
+    let text = format!("/dev/loop{number} stands for another device than the one that it is named for");
+    super::error(io::ErrorKind::InvalidData, text)
 }
 
 fn describe(number: u32, info: &LoopInfo64) -> LoopDevice {
