@@ -17,6 +17,12 @@ pub const VM_NAME_MAX: usize = 63;
 pub const INTERFACE_NAME_MAX: usize = 15;
 /// Longest path of a unix socket: `sun_path` has 108 bytes with its terminating NUL (unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
+/// Longest name of a device-mapper device: `DM_NAME_LEN` is 128 with its NUL (`linux/dm-ioctl.h`).
+pub const DM_NAME_MAX: usize = 127;
+/// Longest uuid of a device-mapper device: `DM_UUID_LEN` is 129 with its NUL (`linux/dm-ioctl.h`).
+pub const DM_UUID_MAX: usize = 128;
+/// Longest `lo_file_name` of a loop device: `LO_NAME_SIZE` is 64 with its NUL (`linux/loop.h`).
+pub const LOOP_TAG_MAX: usize = 63;
 /// Longest alias of a network interface: `IFALIASZ` is 256 with its NUL (`linux/if.h`); 254 was the longest that held.
 pub const INTERFACE_ALIAS_MAX: usize = 254;
 
@@ -124,6 +130,34 @@ impl StateId {
         VmUid(Uuid::new_v5(&self.0, name.as_str().as_bytes()))
     }
 
+    /// The tag of a loop device over a base image, which all VMs of this state share.
+    pub fn base_loop_tag(&self) -> String {
+        format!("stead:{}:base", self.0.simple())
+    }
+
+    /// Reads back whose object carries this tag: a tap's alias, a device-mapper uuid or a loop's tag, if it is of this
+    /// state's making.
+    pub fn owner_of(&self, tag: &str) -> Option<Owner> {
+        let colons = tag.strip_prefix("stead:");
+        let full = colons.and_then(|rest| rest.strip_prefix(&format!("{}:", self.0.hyphenated())));
+        let simple = colons.and_then(|rest| rest.strip_prefix(&format!("{}:", self.0.simple())));
+        let dashes = tag.strip_prefix("stead-").and_then(|rest| rest.strip_prefix(&format!("{}-", self.0.simple())));
+        if simple == Some("base") {
+            return Some(Owner::Shared);
+        }
+        let uid = match (full, simple, dashes) {
+            (Some(alias), _, _) => alias.split_once(':')?.0.replace('-', ""),
+            (_, Some(looped), _) => looped.split_once(':')?.0.to_owned(),
+            (_, _, Some(dm)) => dm.split_once('-')?.0.to_owned(),
+            (None, None, None) => return None,
+        };
+        let short = uid.get(..SHORT_UID)?;
+        short
+            .bytes()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
+            .then(|| Owner::Vm(ShortUid(short.to_owned())))
+    }
+
     /// The name of this state's folder under RUN: the first 8 hex digits, short since socket paths have 107 bytes.
     pub fn short(&self) -> String {
         self.0.simple().to_string()[..8].to_owned()
@@ -177,6 +211,101 @@ impl VmUid {
     /// What the tags of all this VM's taps begin with.
     pub fn tap_alias_prefix(&self, state: &StateId) -> String {
         format!("stead:{state}:{}:", self.0)
+    }
+}
+
+impl VmUid {
+    /// The first hex digits of this uid: enough to tell one host's VMs apart, short enough for every kernel name.
+    pub fn short(&self) -> ShortUid {
+        ShortUid(self.0.simple().to_string()[..SHORT_UID].to_owned())
+    }
+
+    /// The name of a device-mapper device of this VM's disk.
+    pub fn dm_name(&self, disk: &VmName, layer: DmLayer) -> String {
+        format!("stead-{}-{disk}{}", self.short(), layer.suffix())
+    }
+
+    /// The owner tag of that device, kept as its uuid. Disk names of 63 characters would not fit, so they are hashed.
+    pub fn dm_uuid(&self, state: &StateId, disk: &VmName, layer: DmLayer) -> String {
+        format!("stead-{}-{}-{}{}", state.0.simple(), self.0.simple(), self.disk_hash(disk), layer.suffix())
+    }
+
+    /// The owner tag of the loop device over a copy-on-write file of this VM.
+    pub fn loop_tag(&self, state: &StateId, disk: &VmName) -> String {
+        format!("stead:{}:{}:{}", state.0.simple(), self.short(), &self.disk_hash(disk)[..7])
+    }
+
+    fn disk_hash(&self, disk: &VmName) -> String {
+        Uuid::new_v5(&self.0, format!("disk/{disk}").as_bytes()).simple().to_string()[..16].to_owned()
+    }
+}
+
+/// Hex digits of a [`ShortUid`].
+const SHORT_UID: usize = 16;
+
+/// The first 16 hex digits of a VM's uid, as object names and tags carry them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ShortUid(String);
+
+impl fmt::Display for ShortUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Whose a tagged kernel object is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// One VM's.
+    Vm(ShortUid),
+    /// Every VM's that uses this base image.
+    Shared,
+}
+
+/// What the file of a VM's own disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// What was written over a base image, in device-mapper's format (`mode: snapshot`).
+    Cow,
+    /// What was written over a base image, in QEMU's format (`mode: snapshot` where there is no device-mapper).
+    Qcow2,
+    /// A whole copy (`mode: copy`).
+    Copy,
+}
+
+impl Backing {
+    /// Every kind there is.
+    pub const ALL: [Self; 3] = [Self::Cow, Self::Qcow2, Self::Copy];
+
+    /// The extension of its file.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Cow => "cow",
+            Self::Qcow2 => "qcow2",
+            Self::Copy => "img",
+        }
+    }
+}
+
+/// What a device-mapper device is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DmLayer {
+    /// The disk that the guest sees.
+    Snapshot,
+    /// The base image made longer by zeros, under the snapshot of a disk that is larger than its image.
+    Origin,
+}
+
+impl DmLayer {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Snapshot => "",
+            // A disk's name cannot contain a dot, so no disk is called like another one's origin.
+            Self::Origin => ".origin",
+        }
     }
 }
 
@@ -317,7 +446,7 @@ impl Layout {
 
     /// Reads back a socket's file name: which life of this VM it is of, and whether it is its identity socket.
     pub fn read_socket_name(&self, name: &VmName, file_name: &str) -> Option<(Incarnation, bool)> {
-        let stem = file_name.strip_prefix(&self.short_uid(name))?.strip_prefix('-')?.strip_suffix(".sock")?;
+        let stem = file_name.strip_prefix(&self.short_uid(name).0)?.strip_prefix('-')?.strip_suffix(".sock")?;
         let (digits, is_identity) = stem.strip_suffix(".id").map_or((stem, false), |digits| (digits, true));
         let number: u64 = digits.parse().ok()?;
         (digits == number.to_string()).then_some((Incarnation(number), is_identity))
@@ -328,8 +457,50 @@ impl Layout {
         self.run_dir.join("stead.sock")
     }
 
-    fn short_uid(&self, name: &VmName) -> String {
-        self.uid(name).0.simple().to_string()[..16].to_owned()
+    /// The folder of the VM's own disks, each with a record of what it was made from.
+    pub fn disks(&self, name: &VmName) -> PathBuf {
+        self.vm_dir(name).join("disks")
+    }
+
+    /// What the VM's own disk was made from, and how.
+    pub fn disk_record(&self, name: &VmName, disk: &VmName) -> PathBuf {
+        self.disks(name).join(format!("{disk}.json"))
+    }
+
+    /// The file of the VM's own disk.
+    pub fn disk_file(&self, name: &VmName, disk: &VmName, backing: Backing) -> PathBuf {
+        self.disks(name).join(format!("{disk}.{}", backing.extension()))
+    }
+
+    /// STATE/trash/NAME.SECONDS: the disks of a VM that was deleted so many seconds after the epoch.
+    pub fn trash_entry(&self, name: &VmName, deleted_at: u64) -> PathBuf {
+        self.trash().join(format!("{name}.{deleted_at}"))
+    }
+
+    /// Reads back what [`Layout::trash_entry`] built: whose disks, and when they were thrown away.
+    pub fn read_trash_entry(entry: &str) -> Option<(VmName, u64)> {
+        // A VM's name contains no dot.
+        let (name, seconds) = entry.split_once('.')?;
+        Some((VmName::new(name).ok()?, seconds.parse().ok()?))
+    }
+
+    /// STATE/orphans.json: when each object was first seen that nothing accounts for.
+    pub fn orphans(&self) -> PathBuf {
+        self.state_dir.join("orphans.json")
+    }
+
+    /// The cgroup under which all of this state's are, below the root of the cgroup v2 hierarchy.
+    pub fn cgroups(&self) -> String {
+        format!("stead/{}", self.state_id)
+    }
+
+    /// The cgroup of this VM's processes. A VM's name contains no dot, as every file of the kernel's in there does.
+    pub fn cgroup(&self, name: &VmName) -> String {
+        format!("{}/{name}", self.cgroups())
+    }
+
+    fn short_uid(&self, name: &VmName) -> ShortUid {
+        self.uid(name).short()
     }
 }
 
@@ -383,8 +554,47 @@ mod tests {
         let uid = state.uid(&long);
         assert_eq!(uid.tap(&long).len(), INTERFACE_NAME_MAX);
         assert!(uid.tap_alias(&state, &long).len() <= INTERFACE_ALIAS_MAX);
+        assert!(uid.dm_name(&long, DmLayer::Origin).len() <= DM_NAME_MAX);
+        assert!(uid.dm_uuid(&state, &long, DmLayer::Origin).len() <= DM_UUID_MAX);
+        assert_eq!(uid.loop_tag(&state, &long).len(), LOOP_TAG_MAX);
         let layout = Layout::new(state, "/s".into(), Path::new("/run/stead")).unwrap();
         assert!(layout.identity_socket(&long, Incarnation(u64::MAX)).as_os_str().len() <= SOCKET_PATH_MAX);
         assert!(Layout::new(state, "/s".into(), Path::new(&format!("/{}", "r".repeat(90)))).is_err());
+    }
+
+    #[test]
+    fn every_tag_leads_back_to_its_owner_and_to_no_other_state() {
+        let (state, other) = (StateId::derive("m", Path::new("/s")), StateId::derive("m", Path::new("/t")));
+        let (name, part): (VmName, VmName) = ("web".parse().unwrap(), "root".parse().unwrap());
+        let uid = state.uid(&name);
+        let tags = [
+            uid.tap_alias(&state, &part),
+            uid.dm_uuid(&state, &part, DmLayer::Snapshot),
+            uid.dm_uuid(&state, &part, DmLayer::Origin),
+            uid.loop_tag(&state, &part),
+        ];
+        for tag in &tags {
+            assert_eq!(state.owner_of(tag), Some(Owner::Vm(uid.short())), "{tag}");
+            assert_eq!(other.owner_of(tag), None, "{tag}");
+            assert_eq!(state.owner_of(&format!("x{tag}")), None, "{tag}");
+        }
+        assert_eq!(state.owner_of(&state.base_loop_tag()), Some(Owner::Shared));
+        assert_eq!(other.owner_of(&state.base_loop_tag()), None);
+        for foreign in ["", "stead", "stead:", "stead:x:base", "/var/lib/images/stead.img", &format!("stead:{state}:")]
+        {
+            assert_eq!(state.owner_of(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_trash_tells_whose_disks_it_keeps_and_since_when() {
+        let layout = Layout::new(StateId::derive("m", Path::new("/s")), "/s".into(), Path::new("/run")).unwrap();
+        let name: VmName = "web-1".parse().unwrap();
+        let entry = layout.trash_entry(&name, 1_700_000_000);
+        let entry = entry.file_name().unwrap().to_str().unwrap();
+        assert_eq!(Layout::read_trash_entry(entry), Some((name, 1_700_000_000)));
+        for other in ["web", "web.", "web.x", "..1", ".1", "web.1.2"] {
+            assert_eq!(Layout::read_trash_entry(other), None, "{other}");
+        }
     }
 }
