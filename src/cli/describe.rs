@@ -208,6 +208,7 @@ mod tests {
             plan: &idle,
             generation: None,
             last_error: Some("disk\nfull"),
+            under_way: None,
             advisories: &[],
         };
         let died = || vec![NewEvent::warning("Died", "exit status 1")];

@@ -4,14 +4,15 @@
 //! direction from which the next stead recovers.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::VmmProcess;
 use crate::names::{Incarnation, VmName};
 
 /// What is known in memory, VM by VM.
-#[derive(Debug, Default)]
-pub struct HandleCache(Mutex<BTreeMap<VmName, Cached>>);
+#[derive(Debug, Clone, Default)]
+pub struct HandleCache(Arc<Mutex<BTreeMap<VmName, Cached>>>);
 
 /// What is known in memory of one VM.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,17 @@ pub struct Cached {
     pub process: Option<VmmProcess>,
     /// Why its last start failed, and which life that was.
     pub start_error: Option<(Incarnation, String)>,
+    /// The removal of its taps, while it is under way or nobody has taken in how it ended.
+    pub tap_removal: Option<TapRemoval>,
+}
+
+/// A removal of a VM's taps, which the host does in batches of many VMs' at its own pace.
+#[derive(Debug, Clone)]
+pub enum TapRemoval {
+    /// It was asked for.
+    UnderWay,
+    /// It ended: the taps that are still there, and why.
+    Ended(Vec<(String, Arc<io::Error>)>),
 }
 
 impl HandleCache {
@@ -40,6 +52,11 @@ impl HandleCache {
     /// Remembers why a start failed, until the ledger says so.
     pub fn set_start_error(&self, name: &VmName, incarnation: Incarnation, error: String) {
         self.lock().entry(name.clone()).or_default().start_error = Some((incarnation, error));
+    }
+
+    /// Notes how far the removal of a VM's taps has come, and gives what was noted before.
+    pub fn note_tap_removal(&self, name: &VmName, removal: Option<TapRemoval>) -> Option<TapRemoval> {
+        std::mem::replace(&mut self.lock().entry(name.clone()).or_default().tap_removal, removal)
     }
 
     /// Forgets a VM whose handles are gone.

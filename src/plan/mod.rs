@@ -5,13 +5,14 @@
 mod action;
 pub mod claims;
 mod diff;
+pub mod disks;
 pub mod fields;
 pub mod gates;
 mod remember;
 pub mod retry;
 pub mod show;
 
-pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, TeardownReason, VmPlan};
+pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, Preparation, TeardownReason, VmPlan};
 pub use diff::Context;
 
 use std::cell::LazyCell;
@@ -83,7 +84,7 @@ pub fn plan(
 ) -> Plan {
     let verdicts = gates::decide(desired, observed.vms.iter(), &observed.gates, absences, policy, allow, now);
     let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
-    let context = Context { desired, claims: &claims, vmms: &observed.vmms, policy, now };
+    let context = Context { desired, claims: &claims, facts: &observed.facts, policy, now };
     let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));
     Plan { vms: vms.collect(), digest: verdicts.digest }
 }

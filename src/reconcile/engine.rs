@@ -376,7 +376,7 @@ impl Engine {
 
     fn adopt_now(&mut self) {
         for (dir, reply) in std::mem::take(&mut self.adoptions) {
-            let (answer, names) = requests::adopt(&self.shared.stead, &self.shared.cache, &self.shared.scan, &dir);
+            let (answer, names) = requests::adopt(&self.shared.stead, &self.shared.memory, &self.shared.scan, &dir);
             for name in names {
                 self.wake(&name, Reason::Request);
             }
@@ -405,6 +405,7 @@ impl Engine {
 
     /// Lets go of what is still under way: the time ran out.
     pub(super) fn stop_waiting(&mut self) {
+        self.shared.memory.images.close();
         for seen in self.seen.values_mut() {
             seen.under_way = None;
         }

@@ -136,6 +136,7 @@ impl Vm {
             config_file: &config_file,
             console_log: &self.layout.console_log(&self.name),
             vmm_log: &self.layout.vmm_log(&self.name),
+            disks: &[],
             taps: &self.taps,
             // A stock kernel hangs in a paravirtual /dev/kvm.
             accel: Accel::Tcg,
@@ -144,7 +145,7 @@ impl Vm {
         if let Some(config) = launch.config {
             self.host.write_file(&config_file, &config).unwrap();
         }
-        let facts = self.host.vmm_facts();
+        let facts = self.host.host_facts();
         let program = match self.kind {
             VmmKind::Firecracker => {
                 facts.kvm.expect("Firecracker needs KVM");

@@ -31,3 +31,7 @@ pub(super) fn rename(_from: &Path, _to: &Path) -> io::Result<bool> {
 pub(super) fn remove_folder(_path: &Path) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+pub(super) fn overwrite(_path: &Path, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
