@@ -248,6 +248,13 @@ const SHORT_UID: usize = 16;
 #[serde(transparent)]
 pub struct ShortUid(String);
 
+impl ShortUid {
+    /// That of the VM whose VMM has this id argument ([`VmUid::process_id`]).
+    pub fn of_process_id(argument: &str) -> Self {
+        Self(argument.chars().filter(|c| *c != '-').take(SHORT_UID).collect())
+    }
+}
+
 impl fmt::Display for ShortUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)

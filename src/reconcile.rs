@@ -3,8 +3,10 @@
 //! `run` and `once` are the same engine; they differ in when they stop. The engine holds what was seen last and which
 //! VMs are to be looked at; [`worker`] gives each VM its turn.
 
+mod collect;
 mod engine;
 mod requests;
+mod upkeep;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -277,7 +279,7 @@ pub async fn once(
             engine.dispatch();
         }
         let waiting = engine.waiting_for();
-        if waiting.is_none() && engine.wakeups.is_idle() {
+        if engine.is_through() {
             break;
         }
         if waiting != said {
@@ -346,8 +348,20 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
             requests::approve(stead, &mut stead.gates(), held.as_deref(), digest)
         }
         Request::Adopt { dir } => requests::adopt(stead, &Memory::new(Arc::new(|_| ())), &scan, dir).0,
+        Request::Gc => {
+            let memory = Memory::new(Arc::new(|_| ()));
+            match collect::collect(stead, &memory) {
+                Ok(collected) => collect::reply(&collected, &stead.host.now()),
+                Err(error) => requests::refused(format!("looking for orphans: {error}")),
+            }
+        }
         Request::Ping => requests::pong(),
     })
+}
+
+/// The kernel objects that nothing accounts for, without freeing or noting any.
+pub fn orphans(stead: &Stead) -> std::io::Result<Vec<crate::plan::orphans::Orphan>> {
+    collect::preview(stead, &Memory::new(Arc::new(|_| ())))
 }
 
 fn known_vms(stead: &Stead, looker: &Looker<'_>) -> Result<std::collections::BTreeSet<VmName>, ReconcileError> {

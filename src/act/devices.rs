@@ -151,7 +151,12 @@ impl Actor<'_> {
             };
             let read_only = handle.layer == DmLayer::Origin;
             let request = DmRequest { name: handle.name.clone(), uuid: handle.uuid.clone(), table, read_only };
-            let made = self.host.create_dm(&request).map_err(|error| ("the device-mapper device", error))?;
+            let made = make_room_and(
+                || self.host.create_dm(&request),
+                // Under this VM's own tag, while no VMM of it lives: left by a life that nobody remembers.
+                || self.host.remove_dm(&request.name, &request.uuid),
+            );
+            let made = made.map_err(|error| ("the device-mapper device", error))?;
             origin = Path::new("/dev").join(&made.device);
             handle.device = Some(made.device);
         }
@@ -276,6 +281,21 @@ impl Actor<'_> {
         // Half a CPU emulates devices while all of the guest's run.
         let cpu_quota_us = u64::from(spec.cpus) * CgroupLimits::CPU_PERIOD_US + CgroupLimits::CPU_PERIOD_US / 2;
         CgroupLimits { cpu_quota_us, memory_bytes: memory + tables + overhead }
+    }
+}
+
+/// Makes something; where something of its name is in the way that `clear` may remove, once more after that.
+pub(super) fn make_room_and<T>(
+    make: impl Fn() -> io::Result<T>,
+    clear: impl FnOnce() -> io::Result<bool>,
+) -> io::Result<T> {
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match clear() {
+            Ok(_) => make(),
+            // What is in the way says more than why it could not be removed.
+            Err(_) => Err(error),
+        },
+        first => first,
     }
 }
 

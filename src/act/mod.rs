@@ -4,6 +4,7 @@
 //! wakes the VM again. Every step may be the last before a power cut, and may be repeated.
 
 mod adopt;
+mod collect;
 mod devices;
 mod disks;
 pub mod image_locks;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use super::devices::make_room_and;
 use super::{ActError, Actor, Outcome, has_identity_socket};
 use crate::desired::Origin;
 use crate::host::{ProcessHandle, Program, SocketPeer, SpawnRequest};
@@ -81,7 +82,12 @@ impl Actor<'_> {
     fn make_taps(&self, spec: &VmSpec, handles: &Handles) -> Result<(), ActError> {
         for (tap, interface) in handles.tap_devices.iter().zip(&spec.network_interfaces) {
             let alias = handles.uid.tap_alias(&self.layout.state_id, &interface.name);
-            self.host.create_tap(&tap.tap, &alias, tap.bridge.as_deref()).map_err(|error| {
+            let made = make_room_and(
+                || self.host.create_tap(&tap.tap, &alias, tap.bridge.as_deref()),
+                // Under this VM's own tag, while no VMM of it lives: left by a life that nobody remembers.
+                || self.host.delete_tap(&tap.tap, &alias),
+            );
+            made.map_err(|error| {
                 let what = format!("tap {} for network interface {}", tap.tap, interface.name);
                 match error.kind() {
                     io::ErrorKind::AlreadyExists => ActError::one(

@@ -8,6 +8,7 @@ use std::io;
 
 use super::snapshot::{Looker, Shared};
 use super::{Fact, OwnDisk, Record};
+use crate::desired::FileId;
 use crate::host::Tap;
 use crate::host::devices::{Cgroup, DmDevice, LoopDevice};
 use crate::names::{Backing, DmLayer, Layout, VmName};
@@ -20,6 +21,7 @@ pub(super) struct Devices {
     pub(super) taps: BTreeMap<String, Fact<Tap>>,
     pub(super) dm_devices: BTreeMap<String, Fact<DmDevice>>,
     pub(super) loops: BTreeMap<String, Fact<LoopDevice>>,
+    pub(super) base_loops: BTreeMap<FileId, Fact<LoopDevice>>,
     pub(super) cgroup: Fact<Cgroup>,
     pub(super) disks: BTreeMap<VmName, OwnDisk>,
     pub(super) trashed: Option<u64>,
@@ -37,6 +39,7 @@ impl Looker<'_> {
             taps: self.look_at_taps(name, record, &specs, shared),
             dm_devices: self.look_at_dm(name, record, &of_disks),
             loops: self.look_at_loops(name, record, &of_disks, shared),
+            base_loops: self.look_at_base_loops(record, shared),
             cgroup: fact(self.view.cgroup(&self.layout.cgroup(name))),
             trashed: if disks.is_empty() { self.trashed(name, shared) } else { None },
             disks,
@@ -103,6 +106,23 @@ impl Looker<'_> {
         tags.map(|tag| {
             let fact = self.find_loop(&tag, shared);
             (tag, fact)
+        })
+        .collect()
+    }
+
+    fn look_at_base_loops(&self, record: &Record, shared: &Shared) -> BTreeMap<FileId, Fact<LoopDevice>> {
+        let tag = self.layout.state_id.base_loop_tag();
+        let base = record.handles().into_iter().flat_map(|handles| &handles.loops).filter(|handle| handle.tag == tag);
+        base.map(|handle| {
+            let is_it = |found: &LoopDevice| found.tag == tag && found.backing == handle.backing;
+            let fact = match &handle.device {
+                Some(device) => fact(self.view.loop_device(device).map(|found| found.filter(is_it))),
+                None => match shared.loops(self.view) {
+                    Err(why) => Fact::Unknown(why.clone()),
+                    Ok(all) => all.iter().find(|found| is_it(found)).cloned().map_or(Fact::Absent, Fact::Present),
+                },
+            };
+            (handle.backing, fact)
         })
         .collect()
     }

@@ -4,12 +4,14 @@
 
 mod devices;
 pub mod handles;
+pub mod orphans;
 pub mod process;
 pub mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::desired::FileId;
 use crate::host::devices::{Cgroup, DmDevice, ImageIdentity, LoopDevice};
 use crate::host::{GuestState, HostFacts, ProcessHandle, Tap};
 use crate::names::{Incarnation, VmName, VmUid};
@@ -78,6 +80,8 @@ pub struct ObservedVm {
     pub dm_devices: BTreeMap<String, Fact<DmDevice>>,
     /// Its loop devices by tag, in the same way, without those over base images: these are shared.
     pub loops: BTreeMap<String, Fact<LoopDevice>>,
+    /// The loop devices over base images that its record names, by the image: shared with other VMs.
+    pub base_loops: BTreeMap<FileId, Fact<LoopDevice>>,
     /// Its cgroup.
     pub cgroup: Fact<Cgroup>,
     /// Its own disks, whether its spec still has them or not.
@@ -103,6 +107,7 @@ impl ObservedVm {
             taps: BTreeMap::new(),
             dm_devices: BTreeMap::new(),
             loops: BTreeMap::new(),
+            base_loops: BTreeMap::new(),
             cgroup: Fact::Absent,
             disks: BTreeMap::new(),
             trashed: None,

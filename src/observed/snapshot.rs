@@ -122,6 +122,7 @@ impl Looker<'_> {
             taps: devices.taps,
             dm_devices: devices.dm_devices,
             loops: devices.loops,
+            base_loops: devices.base_loops,
             cgroup: devices.cgroup,
             disks: devices.disks,
             trashed: devices.trashed,

@@ -8,6 +8,7 @@ mod diff;
 pub mod disks;
 pub mod fields;
 pub mod gates;
+pub mod orphans;
 mod remember;
 pub mod retry;
 pub mod show;
@@ -42,6 +43,8 @@ pub struct Policy {
     pub prune_window: Duration,
     /// Deletions that are let through whatever their share.
     pub prune_free: usize,
+    /// How long a kernel object must have been seen with nothing to account for it before it is freed.
+    pub orphan_min_age: Duration,
 }
 
 impl Default for Policy {
@@ -54,6 +57,7 @@ impl Default for Policy {
             prune_delay: Duration::from_secs(3),
             prune_window: Duration::from_secs(600),
             prune_free: 2,
+            orphan_min_age: Duration::from_secs(300),
         }
     }
 }

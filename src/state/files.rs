@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger};
+use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger, OrphanState};
 use crate::names::{VmName, VmUid};
 
 /// Why a state file's content cannot be trusted. Such a file is set aside, never deleted and never obeyed.
@@ -64,6 +64,11 @@ pub fn parse_disk_record(bytes: &[u8], name: &VmName, uid: VmUid, disk: &VmName)
 
 /// Reads gates.json.
 pub fn parse_gates(bytes: &[u8]) -> Result<GateState, Flaw> {
+    parse(bytes)
+}
+
+/// Reads orphans.json.
+pub fn parse_orphans(bytes: &[u8]) -> Result<OrphanState, Flaw> {
     parse(bytes)
 }
 
