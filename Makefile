@@ -26,7 +26,7 @@ endif
 
 have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 
-scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button
+scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init
 
 .PHONY: help
 help: ## List what can be made
@@ -46,11 +46,15 @@ test: need-cargo prepare lint ## Run everything: format, lints, and all tests, t
 	$(CARGO) test --locked --doc
 	if $(have_nextest); then $(CARGO) nextest run --locked; else $(CARGO) test --locked --lib --bins --tests; fi
 
-# Tests that start a VMM live in tests/vmm* and tests/host_linux; plain `cargo test` cannot leave those out, so it runs the unit tests only.
+# Tests that start a VMM live in tests/vmm*, tests/host_linux and tests/nested; plain `cargo test` cannot leave those out, so it runs the unit tests only.
 .PHONY: test-quick
 test-quick: need-cargo ## Run the tests that need nothing from the host
-	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux)/)'; \
+	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux|nested)/)'; \
 	else $(CARGO) test --locked --lib --bins; fi
+
+.PHONY: test-nested
+test-nested: need-cargo prepare ## Run the tests in an emulated host: device-mapper, nested KVM, power cuts
+	if $(have_nextest); then $(CARGO) nextest run --locked --test nested; else $(CARGO) test --locked --test nested; fi
 
 .PHONY: lint
 lint: need-cargo ## Check format, clippy and the shell scripts

@@ -1,0 +1,21 @@
+//! What runs outside: the tests that handle their machines themselves, and the way to run one function inside.
+
+mod host;
+mod power;
+
+use crate::machine::{BOUND, Disk, Machine};
+use crate::{Named, named};
+
+/// Each is one test, run here.
+pub const TESTS: &[Named] = named![
+    power::unsynced_data_is_really_lost_in_a_power_cut,
+    power::a_vm_runs_again_after_a_power_cut_and_counts_its_lives_on,
+    host::every_host_has_a_boot_id_random_numbers_and_a_clock_of_its_own,
+    host::a_job_that_panics_ends_or_hangs_does_not_pass,
+];
+
+/// One test of `inside::TESTS`: in a fresh host, to its verdict.
+pub fn run_inside(name: &str) {
+    let disk = Disk::new();
+    Machine::restore(&disk, name).passes(BOUND);
+}
