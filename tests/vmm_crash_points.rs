@@ -13,20 +13,11 @@ mod bed;
 mod mortal;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
-use stead::config::{Access, Settings, open_state};
-use stead::host::HostOps;
-use stead::plan::{AllowPrune, Policy};
-use stead::reconcile::{OnceOptions, Outcome, Stead, once};
+use stead::config::Settings;
 
 use bed::{Host, Vmm, bed, manifest};
 use mortal::Mortal;
-
-fn immortal() -> Arc<Mortal> {
-    Mortal::new(&bed("bin/firecracker"), usize::MAX, false)
-}
 
 fn settings(host: &Host) -> Settings {
     Settings {
@@ -34,71 +25,16 @@ fn settings(host: &Host) -> Settings {
         state_dir: host.state(),
         run_dir: host.run_dir(),
         firecracker: bed("bin/firecracker"),
-        qemu: "qemu-system-x86_64".into(),
-        qemu_accel: stead::config::QemuAccel::Tcg,
-        parallel: 4,
-        api_timeout: Duration::from_secs(5),
-        resync: Duration::from_secs(600),
-        log_limit: 1 << 20,
-        policy: Policy {
-            prune_delay: Duration::from_millis(50),
-            backoff_initial: Duration::from_millis(10),
-            ..Policy::default()
-        },
+        ..mortal::settings()
     }
 }
 
-/// One pass of a stead on this host.
-fn pass(host: &Host, mortal: &Arc<Mortal>) -> Outcome {
-    let settings = settings(host);
-    let layout = open_state(&settings, Access::Actor).unwrap();
-    let real: Arc<dyn HostOps> = Arc::clone(mortal) as Arc<dyn HostOps>;
-    let stead = Stead { settings, layout, host: real };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    // The dead wait for what never comes.
-    let timeout = Duration::from_secs(if mortal.is_immortal() { 30 } else { 1 });
-    let options = OnceOptions { timeout, allow_prune: AllowPrune(0), only: None };
-    runtime.block_on(once(&stead, &options, &mut |_| {})).unwrap()
-}
-
-/// Passes of living steads until one finds nothing to do.
-#[track_caller]
 fn converge(host: &Host) {
-    for _ in 0..20 {
-        let outcome = pass(host, &immortal());
-        if outcome.changes == 0 && outcome.plan.is_empty() && outcome.failures.is_empty() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("it does not come to rest: {:?}", pass(host, &immortal()));
+    mortal::converge(&settings(host));
 }
 
-/// Brings the host to where the scenario begins, dies at every point of it, and looks at the end each time. Gives how many
-/// points there were.
 fn dies_everywhere(scenario: &str, before: impl Fn(&Host), change: impl Fn(&Host), end: impl Fn(&Host, &str)) -> usize {
-    for after in [false, true] {
-        for point in 1.. {
-            let host = Host::new();
-            before(&host);
-            converge(&host);
-            change(&host);
-            let mortal = Mortal::new(&bed("bin/firecracker"), point, after);
-            pass(&host, &mortal);
-            let died = mortal.effects() >= point;
-            converge(&host);
-            let when = format!("{scenario}: died {} effect {point}", if after { "after" } else { "before" });
-            end(&host, &when);
-            if !died {
-                if after {
-                    return point - 1;
-                }
-                break;
-            }
-            assert!(point < 200, "{scenario} never comes to its end");
-        }
-    }
-    unreachable!("both directions return or break")
+    mortal::dies_everywhere(scenario, Host::new, settings, before, change, end)
 }
 
 fn exactly_one_runs(host: &Host, when: &str) {
@@ -168,7 +104,8 @@ fn a_converged_pass_makes_no_effect() {
         host.apply(&format!("{name}.yaml"), &manifest(name, vmm));
     }
     converge(&host);
-    let mortal = immortal();
-    let outcome = pass(&host, &mortal);
+    let settings = settings(&host);
+    let mortal = Mortal::immortal(&settings);
+    let outcome = mortal::pass(&settings, &mortal);
     assert_eq!((mortal.effects(), outcome.changes), (0, 0));
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use stead::config::{Access, Settings, open_state};
 use stead::desired::FileId;
 use stead::host::devices::{
     Cgroup, CgroupFacts, CgroupLimits, Copied, DeviceOps, DeviceView, DmDevice, DmRequest, Holder, ImageIdentity,
@@ -17,6 +18,8 @@ use stead::host::{
     GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
     SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
+use stead::plan::{AllowPrune, Policy};
+use stead::reconcile::{OnceOptions, Outcome, Stead, once};
 use stead::spec::VmmKind;
 use stead::state::ExitStatus;
 use stead::time::Now;
@@ -36,8 +39,9 @@ impl Mortal {
         Arc::new(Self { real: LinuxHost::new(config).unwrap(), effects: AtomicUsize::new(0), dies_at, after })
     }
 
-    pub fn is_immortal(&self) -> bool {
-        self.dies_at == usize::MAX
+    /// The host on which stead lives on.
+    pub fn immortal(settings: &Settings) -> Arc<Self> {
+        Self::new(&settings.firecracker, usize::MAX, false)
     }
 
     /// The effects so far.
@@ -58,6 +62,87 @@ impl Mortal {
     fn io_effect<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.effect(act).unwrap_or_else(|| Err(io::Error::other("stead is dead")))
     }
+}
+
+/// Settings of a stead that waits for nothing longer than it must. The folders are to be filled in.
+pub fn settings() -> Settings {
+    Settings {
+        manifests: PathBuf::new(),
+        state_dir: PathBuf::new(),
+        run_dir: PathBuf::new(),
+        firecracker: PathBuf::new(),
+        qemu: "qemu-system-x86_64".into(),
+        qemu_accel: stead::config::QemuAccel::Tcg,
+        parallel: 4,
+        api_timeout: Duration::from_secs(5),
+        resync: Duration::from_secs(600),
+        log_limit: 1 << 20,
+        policy: Policy {
+            prune_delay: Duration::from_millis(50),
+            backoff_initial: Duration::from_millis(10),
+            ..Policy::default()
+        },
+    }
+}
+
+/// One pass of a stead on this host.
+pub fn pass(settings: &Settings, mortal: &Arc<Mortal>) -> Outcome {
+    let layout = open_state(settings, Access::Actor).unwrap();
+    let host: Arc<dyn HostOps> = Arc::clone(mortal) as Arc<dyn HostOps>;
+    let stead = Stead { settings: settings.clone(), layout, host };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // The dead wait for what never comes.
+    let timeout = Duration::from_secs(if mortal.dies_at == usize::MAX { 30 } else { 1 });
+    let options = OnceOptions { timeout, allow_prune: AllowPrune(0), only: None };
+    runtime.block_on(once(&stead, &options, &mut |_| {})).unwrap()
+}
+
+/// Passes of living steads until one finds nothing to do.
+#[track_caller]
+pub fn converge(settings: &Settings) {
+    for _ in 0..20 {
+        let outcome = pass(settings, &Mortal::immortal(settings));
+        if outcome.changes == 0 && outcome.plan.is_empty() && outcome.failures.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("it does not come to rest: {:?}", pass(settings, &Mortal::immortal(settings)));
+}
+
+/// Brings a new world to where the scenario begins, dies at every point of it, and looks at the end each time. Gives how
+/// many points there were.
+pub fn dies_everywhere<W>(
+    scenario: &str,
+    new: impl Fn() -> W,
+    settings: impl Fn(&W) -> Settings,
+    before: impl Fn(&W),
+    change: impl Fn(&W),
+    end: impl Fn(&W, &str),
+) -> usize {
+    for after in [false, true] {
+        for point in 1.. {
+            let world = new();
+            let settings = settings(&world);
+            before(&world);
+            converge(&settings);
+            change(&world);
+            let mortal = Mortal::new(&settings.firecracker, point, after);
+            pass(&settings, &mortal);
+            let died = mortal.effects() >= point;
+            converge(&settings);
+            let when = format!("{scenario}: died {} effect {point}", if after { "after" } else { "before" });
+            end(&world, &when);
+            if !died {
+                if after {
+                    return point - 1;
+                }
+                break;
+            }
+            assert!(point < 200, "{scenario} never comes to its end");
+        }
+    }
+    unreachable!("both directions return or break")
 }
 
 impl HostView for Mortal {

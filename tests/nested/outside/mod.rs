@@ -10,6 +10,7 @@ use crate::{Named, named};
 pub const TESTS: &[Named] = named![
     power::unsynced_data_is_really_lost_in_a_power_cut,
     power::a_vm_runs_again_after_a_power_cut_and_counts_its_lives_on,
+    power::power_cuts_at_random_moments_break_no_rule,
     host::every_host_has_a_boot_id_random_numbers_and_a_clock_of_its_own,
     host::a_job_that_panics_ends_or_hangs_does_not_pass,
 ];
