@@ -236,8 +236,10 @@ impl Shared {
     /// Sweeps up after crashed writes and keeps the logs within their bound.
     fn tidy(&self, name: &VmName) {
         let layout = &self.stead.layout;
-        if let Err(error) = self.stead.host.sweep_temporaries(&layout.vm_dir(name)) {
-            tracing::warn!(vm = %name, "sweeping temporary files: {error}");
+        for folder in [layout.vm_dir(name), layout.disks(name)] {
+            if let Err(error) = self.stead.host.sweep_temporaries(&folder) {
+                tracing::warn!(vm = %name, "sweeping temporary files: {error}");
+            }
         }
         for log in [layout.console_log(name), layout.vmm_log(name)] {
             if let Err(error) = self.stead.host.trim_log(&log, self.stead.settings.log_limit) {

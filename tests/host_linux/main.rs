@@ -6,8 +6,11 @@
 #![allow(unsafe_code, reason = "a fork that becomes a zombie, a process that is stopped: nothing else makes them")]
 
 mod bed;
+mod cgroup;
 mod files;
+mod images;
 mod lock;
 mod process;
 mod tap;
+mod tap_removal;
 mod vmm;

@@ -188,7 +188,7 @@ impl HostOps for LinuxHost {
     }
 
     fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {
-        let child = spawn::spawn(request)?;
+        let child = spawn::spawn(request, &self.cgroups)?;
         self.exits.register(&child);
         Ok(child)
     }
