@@ -10,6 +10,7 @@ mod cgroup;
 mod files;
 mod images;
 mod lock;
+mod loops;
 mod process;
 mod tap;
 mod tap_removal;
