@@ -168,7 +168,9 @@ impl Actor<'_> {
     pub(super) fn free_disks(&self, vm: &ObservedVm, block: &mut dyn FnMut(String, io::Error)) {
         let (loops, dm_devices) = self.held_devices(vm);
         let mut stuck = Vec::new();
-        for handle in dm_devices.iter().rev() {
+        // One that is not there, or that carries another's tag, is none of ours: a start may have failed on it.
+        let is_ours = |handle: &&DmHandle| !vm.dm_devices.get(&handle.name).is_some_and(Fact::is_absent);
+        for handle in dm_devices.iter().rev().filter(is_ours) {
             let step = format!("device-mapper device {}", handle.name);
             if stuck.contains(&&handle.disk) {
                 block(step, blocked_by(&handle.disk));

@@ -1,15 +1,15 @@
 //! Many VMs come and go at once, and how long stead's own part of it takes.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use stead::host::HostOps;
 use stead::host::devices::{DeviceOps, DeviceView, DmRequest, DmTarget, LoopRequest};
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 
+use crate::inside::arguments;
 use crate::inside::bed::{Stead, base_image, ends, fingerprint, vm};
 
 const VMS: u64 = 50;
-const ROUNDS: usize = 20;
 
 /// Numbers that look random and come again: xorshift64 (Marsaglia, 2003).
 pub struct Chance(pub u64);
@@ -35,7 +35,9 @@ fn one(index: u64) -> String {
 }
 
 /// Each round toggles some of fifty VMs at random, in one pass that works on sixteen at once.
-pub fn fifty_vms_come_and_go_twenty_times_and_leave_the_host_as_it_was() {
+pub fn vms_come_and_go() {
+    let [rounds] = arguments().try_into().unwrap();
+    let rounds: usize = rounds.parse().unwrap();
     base_image();
     std::fs::copy("/state/images/base.img", "/state/images/other.img").unwrap();
     let before = fingerprint();
@@ -44,9 +46,9 @@ pub fn fifty_vms_come_and_go_twenty_times_and_leave_the_host_as_it_was() {
     let mut there = vec![false; usize::try_from(VMS).unwrap()];
     let start = Instant::now();
     let (mut starts, mut ends_) = (0, 0);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         for (index, there) in (0..VMS).zip(&mut there) {
-            let last = round + 1 == ROUNDS;
+            let last = round + 1 == rounds;
             if if last { *there } else { chance.next() % 3 == 0 } {
                 *there = !*there;
                 let file = format!("vm{index}.yaml");
@@ -74,7 +76,7 @@ pub fn fifty_vms_come_and_go_twenty_times_and_leave_the_host_as_it_was() {
 }
 
 /// What stead itself has the kernel do for a VM with a snapshot disk and a tap: two loops, a snapshot, a tap.
-pub fn the_kernel_objects_of_a_start_take_less_than_ten_milliseconds() {
+pub fn the_objects_of_a_start_are_timed() {
     base_image();
     let host = LinuxHost::new(LinuxHostConfig::default()).unwrap();
     let image = host.image("/state/images/base.img".as_ref()).unwrap().unwrap();
@@ -104,9 +106,11 @@ pub fn the_kernel_objects_of_a_start_take_less_than_ten_milliseconds() {
     }
     times.sort();
     let median = times[times.len() / 2];
-    println!("two loops, a snapshot and a tap: {median:?} (median of {}; from {:?})", times.len(), times[0]);
-    assert!(median < BOUND_HERE, "{median:?}");
+    println!(
+        "TIME {} microseconds for two loops, a snapshot and a tap (median of {}, from {:?} to {:?})",
+        median.as_micros(),
+        times.len(),
+        times[0],
+        times[times.len() - 1]
+    );
 }
-
-/// The bound is ten milliseconds on a machine; here every instruction is emulated, some ten to thirty times slower.
-const BOUND_HERE: Duration = Duration::from_millis(150);

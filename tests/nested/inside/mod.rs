@@ -3,6 +3,7 @@
 pub mod bed;
 pub mod churn;
 mod deaths;
+mod device_mapper;
 mod disks;
 mod host;
 mod objects;
@@ -33,8 +34,13 @@ pub const TESTS: &[Named] = named![
     objects::orphans_are_listed_aged_and_freed,
     deaths::death_at_any_point_of_a_start_leads_to_one_vmm_on_its_disk,
     deaths::death_at_any_point_of_a_teardown_leaves_nothing,
-    churn::fifty_vms_come_and_go_twenty_times_and_leave_the_host_as_it_was,
-    churn::the_kernel_objects_of_a_start_take_less_than_ten_milliseconds,
+    device_mapper::a_snapshot_is_made_seen_written_and_removed,
+    device_mapper::a_grown_disk_reads_its_base_and_then_zeros,
+    device_mapper::an_open_device_is_busy_at_once_with_its_holder_and_goes_after_it,
+    device_mapper::what_is_not_ours_is_refused_and_what_fails_leaves_nothing,
+    device_mapper::a_missing_module_is_named_loaded_if_possible_and_used_once_it_is_there,
+    device_mapper::an_overflown_snapshot_says_so,
+    device_mapper::udev_is_told_to_keep_off_and_not_waited_for,
 ];
 
 /// What the tests of `outside` have done inside.
@@ -44,6 +50,8 @@ const JOBS: &[Named] = named![
     power::vms_come_and_go_until_the_power_goes,
     stead::a_vm_runs_until_the_power_goes,
     stead::the_vm_lives_again,
+    churn::vms_come_and_go,
+    churn::the_objects_of_a_start_are_timed,
     host::say_who_you_are,
     host::panics,
     host::ends_without_a_verdict,

@@ -86,7 +86,8 @@ pub fn the_trash_is_emptied_of_what_nothing_uses() {
         fs::create_dir_all(trash.join(entry)).unwrap();
         fs::write(trash.join(entry).join("root.cow"), vec![0; 4096]).unwrap();
     }
-    let device = run("losetup", &["-f", "--show", trash.join("busy.1000/root.cow").to_str().unwrap()]);
+    let device = run("losetup", &["-f"]);
+    run("losetup", &[&device, trash.join("busy.1000/root.cow").to_str().unwrap()]);
     // Found by its inode, whatever it is called by now.
     fs::rename(trash.join("busy.1000"), trash.join("busy.1001")).unwrap();
     stead.once(0);
