@@ -67,6 +67,8 @@ pub fn main(args: &[String]) -> ExitCode {
         return ExitCode::FAILURE;
     };
     bed::fresh_randomness();
+    // Of steads that run within this process: what they say is the story of a test that fails.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).init();
     // The panic itself is printed when it happens.
     if catch_unwind(AssertUnwindSafe(function)).is_err() {
         println!("{FAILED} {name}");
