@@ -126,11 +126,8 @@ impl Actor<'_> {
         // One that is not there, or that carries another's tag, is none of ours: a start may have failed on it.
         let is_ours = |tap: &TapHandle| !vm.taps.get(&tap.tap).is_some_and(Fact::is_absent);
         let left: Vec<TapHandle> = taps.into_iter().filter(is_ours).collect();
-        match self.cache.note_tap_removal(&vm.name, None) {
-            Some(TapRemoval::UnderWay) => {
-                self.cache.note_tap_removal(&vm.name, Some(TapRemoval::UnderWay));
-                true
-            }
+        match self.cache.tap_removal(&vm.name) {
+            Some(TapRemoval::UnderWay) => true,
             Some(TapRemoval::Ended(failures)) if !failures.is_empty() => {
                 for (tap, error) in failures {
                     block(format!("tap {tap}"), io::Error::new(error.kind(), error.to_string()));
@@ -153,11 +150,11 @@ impl Actor<'_> {
         };
         let removals = taps.iter().map(removal).collect();
         let (cache, wake) = (self.cache.clone(), Arc::clone(self.wake));
-        self.cache.note_tap_removal(&name, Some(TapRemoval::UnderWay));
+        self.cache.begin_tap_removal(&name);
         let done = move |results: Vec<io::Result<bool>>| {
             let failures = taps.into_iter().zip(results);
             let failures = failures.filter_map(|(tap, result)| Some((tap.tap, Arc::new(result.err()?)))).collect();
-            cache.note_tap_removal(&name, Some(TapRemoval::Ended(failures)));
+            cache.end_tap_removal(&name, failures);
             wake(&name);
         };
         self.host.remove_taps(removals, Box::new(done));

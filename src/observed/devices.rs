@@ -22,7 +22,6 @@ pub(super) struct Devices {
     pub(super) dm_devices: BTreeMap<String, Fact<DmDevice>>,
     pub(super) loops: BTreeMap<String, Fact<LoopDevice>>,
     pub(super) base_loops: BTreeMap<FileId, Fact<LoopDevice>>,
-    pub(super) cgroup: Fact<Cgroup>,
     pub(super) disks: BTreeMap<VmName, OwnDisk>,
     pub(super) trashed: Option<u64>,
 }
@@ -40,10 +39,14 @@ impl Looker<'_> {
             dm_devices: self.look_at_dm(name, record, &of_disks),
             loops: self.look_at_loops(name, record, &of_disks, shared),
             base_loops: self.look_at_base_loops(record, shared),
-            cgroup: fact(self.view.cgroup(&self.layout.cgroup(name))),
             trashed: if disks.is_empty() { self.trashed(name, shared) } else { None },
             disks,
         }
+    }
+
+    /// The VM's cgroup.
+    pub(super) fn look_at_cgroup(&self, name: &VmName) -> Fact<Cgroup> {
+        fact(self.view.cgroup(&self.layout.cgroup(name)))
     }
 
     fn look_at_taps(

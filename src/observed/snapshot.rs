@@ -81,6 +81,8 @@ impl Looker<'_> {
         let (ledger, ledger_flaw) = self.read_ledger(name);
         let cached = self.cache.get(name);
         let sockets = self.sockets(name, record.handles(), shared);
+        let cgroup = self.look_at_cgroup(name);
+        let members = cgroup.present().map_or(&[][..], |cgroup| &cgroup.processes);
         let process = process::find(
             self.view,
             &process::Search {
@@ -89,6 +91,7 @@ impl Looker<'_> {
                 known: cached.process.as_ref(),
                 record: record.handles(),
                 sockets: sockets.to_ask,
+                members,
                 lock: &self.layout.vmm_lock(name),
                 scan: self.scan,
             },
@@ -123,7 +126,7 @@ impl Looker<'_> {
             dm_devices: devices.dm_devices,
             loops: devices.loops,
             base_loops: devices.base_loops,
-            cgroup: devices.cgroup,
+            cgroup,
             disks: devices.disks,
             trashed: devices.trashed,
             leftover_files,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::claims::Claims;
 use super::gates::{self, Verdict};
-use super::{Action, Hold, PersistReason, Policy, TeardownReason, VmPlan, disks, fields, remember};
+use super::{Action, Hold, PersistReason, Policy, TeardownReason, VmPlan, disks, drift, fields, remember};
 use crate::desired::{Desired, Origin};
 use crate::host::{GuestState, HostFacts};
 use crate::names::VmName;
@@ -161,7 +161,7 @@ impl Context<'_> {
         if ledger.restart_requested || remember::restart_annotated(vm, ledger) {
             return replace(TeardownReason::RestartRequested, plan);
         }
-        let changed = changes(vm, observed, process, plan);
+        let changed = drift::changes(vm, observed, process, plan);
         if !changed.is_empty() {
             match spec.update_policy {
                 UpdatePolicy::Recreate => return replace(TeardownReason::SpecChanged(changed), plan),
@@ -187,15 +187,8 @@ impl Context<'_> {
             }
             Guest::Is(GuestState::Running | GuestState::Paused) => {}
         }
-        repair_taps(vm, observed, plan);
-        let broken = observed.dm_devices.values().filter_map(Fact::present).filter(|dm| dm.status == "Invalid");
-        plan.holds.extend(broken.map(|dm| {
-            Hold::Broken(format!(
-                "device-mapper gave up the snapshot {} ({}): its copy-on-write file could not be written, most likely for \
-                 want of space",
-                dm.name, dm.device
-            ))
-        }));
+        drift::repair_taps(vm, observed, plan);
+        drift::broken_snapshots(observed, plan);
     }
 
     /// Its VMM lives, and its guest does not run yet.
@@ -394,7 +387,7 @@ fn is_starting(observed: &ObservedVm, process: &VmmProcess) -> bool {
 }
 
 /// The record, if it is of this life.
-fn life<'a>(observed: &'a ObservedVm, process: &VmmProcess) -> Option<&'a Handles> {
+pub(super) fn life<'a>(observed: &'a ObservedVm, process: &VmmProcess) -> Option<&'a Handles> {
     observed.record.handles().filter(|handles| handles.incarnation == process.incarnation)
 }
 
@@ -414,52 +407,5 @@ fn reason_to_free(observed: &ObservedVm, power_state: PowerState) -> TeardownRea
         Some(Phase::Stopping) => TeardownReason::Resumed,
         _ if power_state == PowerState::Stopped => TeardownReason::Stopped,
         _ => TeardownReason::Died,
-    }
-}
-
-/// What changed since the VM booted that it cannot take up, in the manifest's words.
-fn changes(vm: &Vm, observed: &ObservedVm, process: &VmmProcess, plan: &mut VmPlan) -> Vec<String> {
-    let stored = life(observed, process).and_then(|handles| handles.spec.as_ref());
-    let Some(stored) = stored else {
-        plan.notes.push("SpecUnknown: nobody knows what it booted with; a restart would settle it".to_owned());
-        return Vec::new();
-    };
-    match stored.completed_from(&vm.spec) {
-        Ok(booted) => {
-            let mut changed = fields::compare(&booted, &vm.spec);
-            let other_kind = match vm.spec.vmm {
-                VmmChoice::Auto => false,
-                VmmChoice::Firecracker => process.vmm != VmmKind::Firecracker,
-                VmmChoice::Qemu => process.vmm != VmmKind::Qemu,
-            };
-            if other_kind {
-                changed.push("vmm".to_owned());
-            }
-            changed
-        }
-        Err(error) => {
-            plan.notes.push(format!("SpecUnknown: what it booted with cannot be read: {error}"));
-            Vec::new()
-        }
-    }
-}
-
-/// Taps that are not where the manifest wants them.
-fn repair_taps(vm: &Vm, observed: &ObservedVm, plan: &mut VmPlan) {
-    let Some(handles) = observed.record.handles() else { return };
-    for handle in &handles.tap_devices {
-        let wanted = vm.spec.network_interfaces.iter().find(|interface| interface.name == handle.interface);
-        // An adopted VM's taps are as its other manager made them, until the VM is started anew.
-        let Some(wanted) = wanted.filter(|_| handles.spec.is_some()) else { continue };
-        match observed.taps.get(&handle.tap) {
-            Some(Fact::Present(tap)) if tap.bridge != wanted.bridge => {
-                plan.actions.push(Action::RepairTap { tap: handle.tap.clone(), bridge: wanted.bridge.clone() });
-            }
-            Some(Fact::Absent) => plan.notes.push(format!(
-                "Drifted: its tap {} is gone, so its guest has no network on {}; `stead restart {}` makes a new one",
-                handle.tap, handle.interface, vm.name
-            )),
-            _ => {}
-        }
     }
 }

@@ -6,12 +6,14 @@ mod action;
 pub mod claims;
 mod diff;
 pub mod disks;
+mod drift;
 pub mod fields;
 pub mod gates;
 pub mod orphans;
 mod remember;
 pub mod retry;
 pub mod show;
+mod words;
 
 pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, Preparation, TeardownReason, VmPlan};
 pub use diff::Context;
