@@ -91,10 +91,23 @@ pub fn pass(settings: &Settings, mortal: &Arc<Mortal>) -> Outcome {
     let host: Arc<dyn HostOps> = Arc::clone(mortal) as Arc<dyn HostOps>;
     let stead = Stead { settings: settings.clone(), layout, host };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    // The dead wait for what never comes.
-    let timeout = Duration::from_secs(if mortal.dies_at == usize::MAX { 30 } else { 1 });
-    let options = OnceOptions { timeout, allow_prune: AllowPrune(0), only: None };
-    runtime.block_on(once(&stead, &options, &mut |_| {})).unwrap()
+    let options = OnceOptions { timeout: Duration::from_secs(30), allow_prune: AllowPrune(0), only: None };
+    let mut progress = |_| {};
+    runtime.block_on(async {
+        tokio::select! {
+            outcome = once(&stead, &options, &mut progress) => outcome.unwrap(),
+            // The dead wait for what never comes.
+            () = death(mortal) => Outcome::default(),
+        }
+    })
+}
+
+/// Some moments after stead died: what it began by then comes to its end, and nothing else does.
+async fn death(mortal: &Mortal) {
+    while mortal.effects() < mortal.dies_at {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
 }
 
 /// Passes of living steads until one finds nothing to do.
