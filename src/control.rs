@@ -51,6 +51,8 @@ pub enum Request {
         /// The digest.
         digest: String,
     },
+    /// Free the kernel objects that nothing accounts for.
+    Gc,
     /// Take over the VMs that another manager left in this folder.
     Adopt {
         /// The folder, absolute.
@@ -73,6 +75,13 @@ pub enum Reply {
     Accepted {
         /// What will happen, for people.
         message: String,
+    },
+    /// The orphans there were, and what became of each.
+    Collected {
+        /// One for each, for people.
+        lines: Vec<String>,
+        /// How many could not be freed.
+        unfreed: usize,
     },
     /// It will not be done.
     Refused {

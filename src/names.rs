@@ -3,13 +3,17 @@
 //! Names derive from the state's own id and the VM's name, never from chance, so that a lost record still leads to the
 //! objects it named, and two steads with two state folders never take each other's objects for their own.
 
+mod ids;
+mod layout;
+
+pub use ids::{Backing, DmLayer, Incarnation, Owner, ShortUid, StateId, VmUid};
+pub use layout::{Layout, RunDirTooLong};
+
 use std::borrow::Borrow;
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 /// Longest DNS-1123 label (RFC 1123 section 2.1), and so the longest VM name.
 pub const VM_NAME_MAX: usize = 63;
@@ -17,6 +21,12 @@ pub const VM_NAME_MAX: usize = 63;
 pub const INTERFACE_NAME_MAX: usize = 15;
 /// Longest path of a unix socket: `sun_path` has 108 bytes with its terminating NUL (unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
+/// Longest name of a device-mapper device: `DM_NAME_LEN` is 128 with its NUL (`linux/dm-ioctl.h`).
+pub const DM_NAME_MAX: usize = 127;
+/// Longest uuid of a device-mapper device: `DM_UUID_LEN` is 129 with its NUL (`linux/dm-ioctl.h`).
+pub const DM_UUID_MAX: usize = 128;
+/// Longest `lo_file_name` of a loop device: `LO_NAME_SIZE` is 64 with its NUL (`linux/loop.h`).
+pub const LOOP_TAG_MAX: usize = 63;
 /// Longest alias of a network interface: `IFALIASZ` is 256 with its NUL (`linux/if.h`); 254 was the longest that held.
 pub const INTERFACE_ALIAS_MAX: usize = 254;
 
@@ -106,235 +116,10 @@ impl Borrow<str> for VmName {
     }
 }
 
-/// The id of one state folder; every VM's uid derives from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct StateId(Uuid);
-
-impl StateId {
-    /// The id a state folder gets at first: it derives from the machine's id and the folder's canonical path, so that a
-    /// STATE that was lost and made anew finds the VMs of the old one.
-    pub fn derive(machine_id: &str, canonical_state_dir: &Path) -> Self {
-        let seed = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("stead.dev/state/{}", machine_id.trim()).as_bytes());
-        Self(Uuid::new_v5(&seed, canonical_state_dir.as_os_str().as_encoded_bytes()))
-    }
-
-    /// The uid of the VM of this name: UUIDv5 (RFC 9562 section 5.5) in the name space of this state.
-    pub fn uid(&self, name: &VmName) -> VmUid {
-        VmUid(Uuid::new_v5(&self.0, name.as_str().as_bytes()))
-    }
-
-    /// The name of this state's folder under RUN: the first 8 hex digits, short since socket paths have 107 bytes.
-    pub fn short(&self) -> String {
-        self.0.simple().to_string()[..8].to_owned()
-    }
-}
-
-impl fmt::Display for StateId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl FromStr for StateId {
-    type Err = uuid::Error;
-    fn from_str(text: &str) -> Result<Self, uuid::Error> {
-        Uuid::parse_str(text).map(Self)
-    }
-}
-
-/// The identity of one VM in one state: UUIDv5 of state id and VM name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct VmUid(Uuid);
-
-impl VmUid {
-    /// The id argument of the process that is this VM's `incarnation`: `UID-INCARNATION`. Firecracker allows letters,
-    /// digits and `-`, at most 64 characters; this has at most 57.
-    pub fn process_id(&self, incarnation: Incarnation) -> String {
-        format!("{}-{}", self.0.hyphenated(), incarnation.0)
-    }
-
-    /// Reads back what [`VmUid::process_id`] built, if `argument` is exactly of that shape and of this uid.
-    pub fn incarnation_in(&self, argument: &str) -> Option<Incarnation> {
-        let digits = argument.strip_prefix(&self.0.hyphenated().to_string())?.strip_prefix('-')?;
-        let number: u64 = digits.parse().ok()?;
-        // `+7` and `007` parse too, but stead never writes them.
-        (digits == number.to_string()).then_some(Incarnation(number))
-    }
-
-    /// The tap of this VM's network interface `interface`: `st` and 13 hex digits, which fills [`INTERFACE_NAME_MAX`].
-    pub fn tap(&self, interface: &VmName) -> String {
-        let hash = Uuid::new_v5(&self.0, format!("tap/{interface}").as_bytes()).simple().to_string();
-        format!("st{}", &hash[..INTERFACE_NAME_MAX - 2])
-    }
-
-    /// The owner tag of a tap, kept as its alias: says whose it is, and which of that VM's interfaces it serves.
-    pub fn tap_alias(&self, state: &StateId, interface: &VmName) -> String {
-        format!("{}{interface}", self.tap_alias_prefix(state))
-    }
-
-    /// What the tags of all this VM's taps begin with.
-    pub fn tap_alias_prefix(&self, state: &StateId) -> String {
-        format!("stead:{state}:{}:", self.0)
-    }
-}
-
-impl fmt::Display for VmUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.hyphenated().fmt(f)
-    }
-}
-
-/// One life of a VM's VMM; counts from 1 up, never down, also across deletion and re-creation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Incarnation(pub u64);
-
-impl Incarnation {
-    /// The life after this one.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-}
-
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Where one state keeps its files and sockets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
-    /// This state's id.
-    pub state_id: StateId,
-    /// STATE: durable files.
-    pub state_dir: PathBuf,
-    /// RUN/ID: sockets, gone after a reboot.
-    pub run_dir: PathBuf,
-}
-
-/// A run folder that leaves no room for socket names.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the run folder {} is too long: the path of a unix socket has at most {SOCKET_PATH_MAX} bytes and this one would \
-     need {needed}; choose a shorter one with --run-dir",
-    run_dir.display()
-)]
-pub struct RunDirTooLong {
-    run_dir: PathBuf,
-    needed: usize,
-}
-
-impl Layout {
-    /// A layout whose every socket fits [`SOCKET_PATH_MAX`]; `run_dir` is RUN, to which the state's folder is added.
-    pub fn new(state_id: StateId, state_dir: PathBuf, run_dir: &Path) -> Result<Self, RunDirTooLong> {
-        let layout = Self { state_id, state_dir, run_dir: run_dir.join(state_id.short()) };
-        let longest = layout.identity_socket(&"x".parse().expect("a valid name"), Incarnation(u64::MAX));
-        let needed = longest.as_os_str().len();
-        if needed > SOCKET_PATH_MAX {
-            return Err(RunDirTooLong { run_dir: run_dir.to_owned(), needed });
-        }
-        Ok(layout)
-    }
-
-    /// The uid of the VM of this name.
-    pub fn uid(&self, name: &VmName) -> VmUid {
-        self.state_id.uid(name)
-    }
-
-    /// STATE/lock: whoever holds its flock is the one actor on this state.
-    pub fn lock(&self) -> PathBuf {
-        self.state_dir.join("lock")
-    }
-
-    /// STATE/gates.json: recent deletions and approvals.
-    pub fn gates(&self) -> PathBuf {
-        self.state_dir.join("gates.json")
-    }
-
-    /// STATE/trash: disks of pruned VMs.
-    pub fn trash(&self) -> PathBuf {
-        self.state_dir.join("trash")
-    }
-
-    /// STATE/vms: one folder a VM.
-    pub fn vms(&self) -> PathBuf {
-        self.state_dir.join("vms")
-    }
-
-    /// STATE/vms/NAME.
-    pub fn vm_dir(&self, name: &VmName) -> PathBuf {
-        self.vms().join(name.as_str())
-    }
-
-    /// The lock that a live VMM of this VM holds.
-    pub fn vmm_lock(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("vmm.lock")
-    }
-
-    /// What this VM holds on the host.
-    pub fn handles(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("handles.json")
-    }
-
-    /// What stead remembers of this VM beyond its handles.
-    pub fn ledger(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("ledger.json")
-    }
-
-    /// What `stead get` shows of this VM; nothing decides from it.
-    pub fn status(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("status.json")
-    }
-
-    /// The guest's serial console, appended to by the VMM.
-    pub fn console_log(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("console.log")
-    }
-
-    /// The VMM's own standard output and error.
-    pub fn vmm_log(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("vmm.log")
-    }
-
-    /// The VMM's configuration file (Firecracker's `--config-file`).
-    pub fn vmm_config(&self, name: &VmName) -> PathBuf {
-        self.vm_dir(name).join("vmm.json")
-    }
-
-    /// The API socket of one life of a VM: named by a hash of the VM, since names of 63 characters would not fit.
-    pub fn api_socket(&self, name: &VmName, incarnation: Incarnation) -> PathBuf {
-        self.run_dir.join(format!("{}-{incarnation}.sock", self.short_uid(name)))
-    }
-
-    /// A second socket of VMMs whose API serves one client (QEMU's QMP): connected to only to learn who listens.
-    pub fn identity_socket(&self, name: &VmName, incarnation: Incarnation) -> PathBuf {
-        self.run_dir.join(format!("{}-{incarnation}.id.sock", self.short_uid(name)))
-    }
-
-    /// Reads back a socket's file name: which life of this VM it is of, and whether it is its identity socket.
-    pub fn read_socket_name(&self, name: &VmName, file_name: &str) -> Option<(Incarnation, bool)> {
-        let stem = file_name.strip_prefix(&self.short_uid(name))?.strip_prefix('-')?.strip_suffix(".sock")?;
-        let (digits, is_identity) = stem.strip_suffix(".id").map_or((stem, false), |digits| (digits, true));
-        let number: u64 = digits.parse().ok()?;
-        (digits == number.to_string()).then_some((Incarnation(number), is_identity))
-    }
-
-    /// The socket of a running `stead run`.
-    pub fn control_socket(&self) -> PathBuf {
-        self.run_dir.join("stead.sock")
-    }
-
-    fn short_uid(&self, name: &VmName) -> String {
-        self.uid(name).0.simple().to_string()[..16].to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -383,8 +168,47 @@ mod tests {
         let uid = state.uid(&long);
         assert_eq!(uid.tap(&long).len(), INTERFACE_NAME_MAX);
         assert!(uid.tap_alias(&state, &long).len() <= INTERFACE_ALIAS_MAX);
+        assert!(uid.dm_name(&long, DmLayer::Origin).len() <= DM_NAME_MAX);
+        assert!(uid.dm_uuid(&state, &long, DmLayer::Origin).len() <= DM_UUID_MAX);
+        assert_eq!(uid.loop_tag(&state, &long).len(), LOOP_TAG_MAX);
         let layout = Layout::new(state, "/s".into(), Path::new("/run/stead")).unwrap();
         assert!(layout.identity_socket(&long, Incarnation(u64::MAX)).as_os_str().len() <= SOCKET_PATH_MAX);
         assert!(Layout::new(state, "/s".into(), Path::new(&format!("/{}", "r".repeat(90)))).is_err());
+    }
+
+    #[test]
+    fn every_tag_leads_back_to_its_owner_and_to_no_other_state() {
+        let (state, other) = (StateId::derive("m", Path::new("/s")), StateId::derive("m", Path::new("/t")));
+        let (name, part): (VmName, VmName) = ("web".parse().unwrap(), "root".parse().unwrap());
+        let uid = state.uid(&name);
+        let tags = [
+            uid.tap_alias(&state, &part),
+            uid.dm_uuid(&state, &part, DmLayer::Snapshot),
+            uid.dm_uuid(&state, &part, DmLayer::Origin),
+            uid.loop_tag(&state, &part),
+        ];
+        for tag in &tags {
+            assert_eq!(state.owner_of(tag), Some(Owner::Vm(uid.short())), "{tag}");
+            assert_eq!(other.owner_of(tag), None, "{tag}");
+            assert_eq!(state.owner_of(&format!("x{tag}")), None, "{tag}");
+        }
+        assert_eq!(state.owner_of(&state.base_loop_tag()), Some(Owner::Shared));
+        assert_eq!(other.owner_of(&state.base_loop_tag()), None);
+        for foreign in ["", "stead", "stead:", "stead:x:base", "/var/lib/images/stead.img", &format!("stead:{state}:")]
+        {
+            assert_eq!(state.owner_of(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_trash_tells_whose_disks_it_keeps_and_since_when() {
+        let layout = Layout::new(StateId::derive("m", Path::new("/s")), "/s".into(), Path::new("/run")).unwrap();
+        let name: VmName = "web-1".parse().unwrap();
+        let entry = layout.trash_entry(&name, 1_700_000_000);
+        let entry = entry.file_name().unwrap().to_str().unwrap();
+        assert_eq!(Layout::read_trash_entry(entry), Some((name, 1_700_000_000)));
+        for other in ["web", "web.", "web.x", "..1", ".1", "web.1.2"] {
+            assert_eq!(Layout::read_trash_entry(other), None, "{other}");
+        }
     }
 }

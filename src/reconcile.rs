@@ -3,8 +3,10 @@
 //! `run` and `once` are the same engine; they differ in when they stop. The engine holds what was seen last and which
 //! VMs are to be looked at; [`worker`] gives each VM its turn.
 
+mod collect;
 mod engine;
 mod requests;
+mod upkeep;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -14,13 +16,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::act::Actor;
+use crate::act::image_locks::ImageLocks;
+use crate::act::{Actor, Wake};
 use crate::config::Settings;
 use crate::control::{self, Reply, Request};
 use crate::desired::load::Loader;
 use crate::desired::watch::Watch;
 use crate::desired::{Desired, Problem, SourceName};
-use crate::host::{HostOps, VmmFacts};
+use crate::host::{HostFacts, HostOps};
 use crate::names::{Layout, VmName};
 use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
@@ -136,17 +139,33 @@ pub enum ReconcileError {
     Worker(#[source] tokio::task::JoinError),
 }
 
+/// What this stead keeps in memory for those who act.
+struct Memory {
+    cache: HandleCache,
+    images: ImageLocks,
+    wake: Wake,
+}
+
+impl Memory {
+    /// That of a stead that has just begun.
+    fn new(wake: Wake) -> Self {
+        Self { cache: HandleCache::default(), images: ImageLocks::default(), wake }
+    }
+}
+
 impl Stead {
     fn looker<'a>(&'a self, cache: &'a HandleCache, scan: &'a ProcessScan) -> Looker<'a> {
         Looker { view: &*self.host, layout: &self.layout, cache, scan, api_bound: self.settings.api_timeout }
     }
 
-    fn actor<'a>(&'a self, cache: &'a HandleCache, vmms: &'a VmmFacts) -> Actor<'a> {
+    fn actor<'a>(&'a self, memory: &'a Memory, facts: &'a HostFacts) -> Actor<'a> {
         Actor {
             host: &*self.host,
             layout: &self.layout,
-            cache,
-            vmms,
+            cache: &memory.cache,
+            images: &memory.images,
+            wake: &memory.wake,
+            facts,
             accel: self.settings.qemu_accel.into(),
             api_bound: self.settings.api_timeout,
         }
@@ -260,7 +279,7 @@ pub async fn once(
             engine.dispatch();
         }
         let waiting = engine.waiting_for();
-        if waiting.is_none() && engine.wakeups.is_idle() {
+        if engine.is_through() {
             break;
         }
         if waiting != said {
@@ -289,7 +308,7 @@ pub fn preview(stead: &Stead, allow: AllowPrune) -> Result<Preview, ReconcileErr
     let mut loader = stead.loader();
     let desired = loader.load(&std::collections::BTreeSet::new());
     let mut observed = look(stead, None)?;
-    let (cache, scan, shared) = (HandleCache::default(), ProcessScan::default(), SharedLook::default());
+    let (cache, scan, shared) = (HandleCache::default(), ProcessScan::default(), SharedLook::many());
     let looker = stead.looker(&cache, &scan);
     for name in desired.vms.keys() {
         observed.vms.entry(name.clone()).or_insert_with(|| looker.look(name, &shared));
@@ -303,7 +322,8 @@ pub fn preview(stead: &Stead, allow: AllowPrune) -> Result<Preview, ReconcileErr
 
 /// What exists now, of all VMs or of one; each VM's liveness is proven anew.
 pub fn look(stead: &Stead, only: Option<&VmName>) -> Result<Observed, ReconcileError> {
-    let (cache, scan, shared) = (HandleCache::default(), ProcessScan::default(), SharedLook::default());
+    let (cache, scan) = (HandleCache::default(), ProcessScan::default());
+    let shared = if only.is_some() { SharedLook::default() } else { SharedLook::many() };
     let looker = stead.looker(&cache, &scan);
     let names = match only {
         Some(name) => std::iter::once(name.clone()).collect(),
@@ -311,7 +331,7 @@ pub fn look(stead: &Stead, only: Option<&VmName>) -> Result<Observed, ReconcileE
     };
     let vms: BTreeMap<VmName, ObservedVm> =
         names.into_iter().map(|name| (name.clone(), looker.look(&name, &shared))).collect();
-    Ok(Observed { vms, vmms: stead.host.vmm_facts(), gates: stead.gates() })
+    Ok(Observed { vms, facts: stead.host.host_facts(), gates: stead.gates() })
 }
 
 /// Carries out what an acting command asks for, as far as it is to be written down; a pass does the rest. Takes for
@@ -327,9 +347,21 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
             let held = preview(stead, AllowPrune::default())?.plan.digest;
             requests::approve(stead, &mut stead.gates(), held.as_deref(), digest)
         }
-        Request::Adopt { dir } => requests::adopt(stead, &cache, &scan, dir).0,
+        Request::Adopt { dir } => requests::adopt(stead, &Memory::new(Arc::new(|_| ())), &scan, dir).0,
+        Request::Gc => {
+            let memory = Memory::new(Arc::new(|_| ()));
+            match collect::collect(stead, &memory) {
+                Ok(collected) => collect::reply(&collected, &stead.host.now()),
+                Err(error) => requests::refused(format!("looking for orphans: {error}")),
+            }
+        }
         Request::Ping => requests::pong(),
     })
+}
+
+/// The kernel objects that nothing accounts for, without freeing or noting any.
+pub fn orphans(stead: &Stead) -> std::io::Result<Vec<crate::plan::orphans::Orphan>> {
+    collect::preview(stead, &Memory::new(Arc::new(|_| ())))
 }
 
 fn known_vms(stead: &Stead, looker: &Looker<'_>) -> Result<std::collections::BTreeSet<VmName>, ReconcileError> {

@@ -148,6 +148,23 @@ pub struct Disk {
     pub size_bytes: Option<u64>,
 }
 
+impl Disk {
+    /// Whether the VM writes to the image itself.
+    pub fn writes_image(&self) -> bool {
+        self.mode == DiskMode::Direct && !self.read_only
+    }
+
+    /// Whether the VM has a file of its own for this disk. One that only reads needs no copy-on-write file: it is given the
+    /// image itself.
+    pub fn has_own_file(&self) -> bool {
+        match self.mode {
+            DiskMode::Direct => false,
+            DiskMode::Snapshot => !self.read_only,
+            DiskMode::Copy => true,
+        }
+    }
+}
+
 /// How an image becomes a VM's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]

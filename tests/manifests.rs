@@ -90,9 +90,31 @@ fn every_mistake_is_told_with_its_place_and_what_to_do() {
         ),
         (
             "  cpus: 2",
-            "  disks: [{name: root, image: /i, mode: snapshot}]\n  cpus: 2",
-            "web.yaml:6:41: disks of mode snapshot are not built in this version of stead (use mode: direct with an image \
-             that no other VM writes to)",
+            "  disks: [{name: root, image: /i, mode: snap}]\n  cpus: 2",
+            "web.yaml:6:41: mode is the text \"snap\", expected one of snapshot, copy, direct",
+        ),
+        (
+            "  cpus: 2",
+            "  disks: [{name: root, image: /i, mode: direct, size: 4Gi}]\n  cpus: 2",
+            "web.yaml:6:55: a disk of mode direct is the image itself, which is never resized (leave it out; the guest sees \
+             the image's own size)",
+        ),
+        (
+            "  cpus: 2",
+            "  disks: [{name: root, image: /i, mode: snapshot, readOnly: true, size: 4Gi}]\n  cpus: 2",
+            "web.yaml:6:73: a disk that is only read is the image itself, which is never resized (leave it out; the guest \
+             sees the image's own size)",
+        ),
+        (
+            "  cpus: 2",
+            "  disks: [{name: root, image: /i, mode: copy, size: 1000}]\n  cpus: 2",
+            "web.yaml:6:53: size is 1000 bytes, which is no whole number of sectors of 512 bytes (such as 4Gi)",
+        ),
+        (
+            "  cpus: 2",
+            "  disks: [{name: root, image: /i, mode: snapshot}, {name: data, image: /i, mode: direct}]\n  cpus: 2",
+            "web.yaml:6:72: disk root has this image too, and one of the two may write to it (make both readOnly or of mode \
+             snapshot or copy, or give each an image of its own)",
         ),
         (
             "  cpus: 2",

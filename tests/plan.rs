@@ -19,9 +19,11 @@ use serde_json::{Map, Value, json};
 use stead::desired::load::Loader;
 use stead::desired::{Desired, SourceName};
 use stead::host::GuestState;
-use stead::names::{Incarnation, VmName};
-use stead::observed::{Fact, Guest, ObservedVm, Record};
+use stead::host::devices::DmDevice;
+use stead::names::{Backing, DmLayer, Incarnation, VmName};
+use stead::observed::{Fact, Guest, ObservedVm, OwnDisk, Record};
 use stead::plan::{Absences, AllowPrune, Policy, plan, show};
+use stead::spec::Disk;
 use stead::state::ExitStatus;
 
 use model::{World, boot_id, deadline_ms, handles_of, ledger_of, now_at, process};
@@ -68,17 +70,28 @@ fn judge(case: &Path) -> String {
     source.incomplete.extend(host["incomplete"].as_str().map(str::to_owned));
 
     let mut world = World::new(NOW_MS);
-    for (fact, name) in [(&mut world.vmms.kvm, "kvm")] {
+    for (fact, name) in [(&mut world.facts.kvm, "kvm")] {
         if host["lacks"].as_array().is_some_and(|lacks| lacks.contains(&json!(name))) {
             *fact = Err(format!("there is no {name}"));
         }
     }
     let lacks = |name: &str| host["lacks"].as_array().is_some_and(|lacks| lacks.contains(&json!(name)));
     if lacks("firecracker") {
-        world.vmms.firecracker = Err("firecracker is not in PATH".to_owned());
+        world.facts.firecracker = Err("firecracker is not in PATH".to_owned());
     }
     if lacks("qemu") {
-        world.vmms.qemu = Err("qemu-system-x86_64 is not in PATH".to_owned());
+        world.facts.qemu = Err("qemu-system-x86_64 is not in PATH".to_owned());
+    }
+    if lacks("device-mapper") {
+        world.facts.device_mapper = Err("this kernel has no device-mapper".to_owned());
+    }
+    // The images of the cases are no files here.
+    for declaration in desired.vms.values().flatten() {
+        for disk in declaration.vm.iter().flat_map(|vm| &vm.spec.disks) {
+            if !disk.image.starts_with("/missing") {
+                desired.images.insert(disk.image.clone(), model::image(&disk.image).id);
+            }
+        }
     }
     if let Some(gates) = host.get("gates") {
         world.gates = serde_json::from_value(gates.clone()).unwrap();
@@ -177,10 +190,57 @@ fn observe(name: &VmName, facts: &Value, desired: &Desired, before: &Desired) ->
         };
         vm.taps.insert(tap, fact);
     }
+    vm.trashed = facts["trashed"].as_u64();
+    let disks = applied.iter().flat_map(|(declared, _)| &declared.spec.disks);
+    for disk in disks.filter(|disk| facts["disks"].get(disk.name.as_str()).is_some()) {
+        vm.disks.insert(disk.name.clone(), own_disk(name, disk, &facts["disks"][disk.name.as_str()]));
+    }
+    for (dm, status) in facts["dmStatus"].as_object().into_iter().flatten() {
+        let name = model::uid(name).dm_name(&dm.parse().unwrap(), DmLayer::Snapshot);
+        let device = DmDevice {
+            name: name.clone(),
+            uuid: String::new(),
+            device: "dm-0".to_owned(),
+            open_count: 1,
+            has_table: true,
+            suspended: false,
+            deferred_remove: false,
+            status: status.as_str().unwrap().to_owned(),
+        };
+        vm.dm_devices.insert(name, Fact::Present(device));
+    }
     vm.leftover_files =
         facts["leftovers"].as_array().into_iter().flatten().map(|f| f.as_str().unwrap().into()).collect();
     assert_eq!(boot_id(), now_at(0).boot_id);
     vm
+}
+
+/// A disk of a VM's own: `backing` (cow, qcow2, copy), `file: false` where it is not made yet, `image` (same, written,
+/// replaced, grown, gone, unknown), and `record: false` where it is lost.
+fn own_disk(vm: &VmName, disk: &Disk, facts: &Value) -> OwnDisk {
+    let backing = facts.get("backing").map_or(Backing::Cow, |backing| serde_json::from_value(backing.clone()).unwrap());
+    let record = model::disk_record(vm, disk, backing);
+    let mut image = record.base;
+    let image = match facts["image"].as_str().unwrap_or("same") {
+        "same" => Fact::Present(image),
+        "written" => {
+            image.mtime_ns += 1;
+            Fact::Present(image)
+        }
+        "replaced" => {
+            image.id.inode += 1;
+            Fact::Present(image)
+        }
+        "grown" => {
+            image.bytes += 4096;
+            Fact::Present(image)
+        }
+        "gone" => Fact::Absent,
+        _ => Fact::Unknown("Permission denied".to_owned()),
+    };
+    let file = (facts["file"] != json!(false)).then_some(record.bytes);
+    let lost = facts["record"] == json!(false);
+    OwnDisk { record: if lost { Err("it is empty".to_owned()) } else { Ok(record) }, file, image }
 }
 
 /// Lays the fields of `changes` over a value.

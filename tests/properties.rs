@@ -165,7 +165,7 @@ proptest! {
         state.incomplete = vec!["a file cannot be read".to_owned()];
         for (name, vm) in plan_of(&case).vms {
             for action in vm.actions {
-                let deletes = matches!(action, Action::Forget | Action::Teardown { reason: TeardownReason::Absent, .. });
+                let deletes = matches!(action, Action::Forget { .. } | Action::Teardown { reason: TeardownReason::Absent, .. });
                 prop_assert!(!deletes, "{}: {:?}", name, action);
             }
         }

@@ -14,7 +14,7 @@ use crate::names::{Incarnation, VmName};
 use crate::observed::snapshot::Looker;
 use crate::observed::{Fact, Record, VmmProcess};
 use crate::spec::VmmKind;
-use crate::state::{FORMAT_VERSION, Handles, Ledger, Phase, TapHandle};
+use crate::state::{Handles, Ledger, Phase, TapHandle};
 
 /// A VM that was taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,26 +111,14 @@ fn adopt_one(actor: &Actor<'_>, looker: &Looker<'_>, folder: Option<String>, fil
     }
     let now = actor.host.now();
     let handles = Handles {
-        version: FORMAT_VERSION,
-        name: name.clone(),
-        uid,
-        incarnation,
         phase: Phase::Running,
-        boot_id: now.boot_id.clone(),
-        vmm,
         pid: Some(process.identity.pid),
         start_time: Some(process.identity.start_time),
         pidfd_inode: process.identity.pidfd_inode,
-        api_socket: foreign.api_socket,
-        identity_socket: None,
         tap_devices,
-        spec: None,
-        origin: None,
         adopted: true,
-        began: None,
-        stopping: None,
-        blocked: std::collections::BTreeMap::new(),
-        extra: foreign.rest.into_iter().filter(|(key, _)| !is_own_field(key)).collect(),
+        extra: foreign.rest.into_iter().map(|(key, value)| (kept_key(key), value)).collect(),
+        ..Handles::new(name.clone(), uid, incarnation, vmm, foreign.api_socket, now.boot_id)
     };
     if guest == GuestState::NotStarted {
         return Err(ActError::one(name.to_string(), "its guest was never started"));
@@ -220,9 +208,9 @@ fn tag_taps(
     Ok((taps, notes))
 }
 
-/// Fields of another manager's record that have the names of ours would be read as ours.
-fn is_own_field(key: &str) -> bool {
-    const OWN: [&str; 19] = [
+/// The name under which a field of another manager's record is kept: those that have the names of ours would be read as ours.
+fn kept_key(key: String) -> String {
+    const OWN: [&str; 22] = [
         "version",
         "name",
         "uid",
@@ -236,6 +224,9 @@ fn is_own_field(key: &str) -> bool {
         "api_socket",
         "identity_socket",
         "tap_devices",
+        "loops",
+        "dm_devices",
+        "cgroup",
         "spec",
         "origin",
         "adopted",
@@ -243,5 +234,5 @@ fn is_own_field(key: &str) -> bool {
         "stopping",
         "blocked",
     ];
-    OWN.contains(&key)
+    if OWN.contains(&key.as_str()) { format!("foreign_{key}") } else { key }
 }

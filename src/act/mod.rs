@@ -4,6 +4,10 @@
 //! wakes the VM again. Every step may be the last before a power cut, and may be repeated.
 
 mod adopt;
+mod collect;
+mod devices;
+mod disks;
+pub mod image_locks;
 mod persist;
 mod start;
 mod teardown;
@@ -12,9 +16,11 @@ pub use adopt::{Adopted, adopt};
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::host::{HostOps, VmmCommand, VmmError, VmmFacts};
+use self::image_locks::ImageLocks;
+use crate::host::{HostFacts, HostOps, VmmCommand, VmmError};
 use crate::names::{Layout, VmName};
 use crate::observed::handles::HandleCache;
 use crate::observed::{Fact, ObservedVm, VmmProcess};
@@ -32,13 +38,20 @@ pub struct Actor<'a> {
     pub layout: &'a Layout,
     /// What is known in memory; written after the file.
     pub cache: &'a HandleCache,
-    /// The programs to run.
-    pub vmms: &'a VmmFacts,
+    /// Who works on which image.
+    pub images: &'a ImageLocks,
+    /// Has a VM looked at again, when something ended that it waits for.
+    pub wake: &'a Wake,
+    /// What this host has.
+    pub facts: &'a HostFacts,
     /// How QEMU virtualises.
     pub accel: crate::vmm::qemu::Accel,
     /// How long a VMM's API may take to answer.
     pub api_bound: Duration,
 }
+
+/// Has a VM looked at again.
+pub type Wake = Arc<dyn Fn(&VmName) + Send + Sync>;
 
 /// How an action ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,11 +109,12 @@ impl Actor<'_> {
                 Ok(Outcome::Done(why.clone()))
             }
             Action::Persist { reason } => self.persist(vm, reason),
+            Action::PrepareDisk { disk, how } => self.prepare_disk(vm, disk, how),
             Action::Start { vm: declared, origin, incarnation, vmm } => {
-                self.start(declared, origin, *incarnation, *vmm)
+                self.start(vm, declared, origin, *incarnation, *vmm)
             }
             Action::Teardown { reason, grace_seconds } => self.teardown(vm, reason, *grace_seconds),
-            Action::Forget => self.forget(vm),
+            Action::Forget { disks } => self.forget(vm, *disks),
             Action::Pause => self.command(vm, VmmCommand::Pause, "paused"),
             Action::Resume => self.command(vm, VmmCommand::Resume, "resumed"),
             Action::RepairTap { tap, bridge } => self.repair_tap(vm, tap, bridge.as_deref()),

@@ -1,11 +1,9 @@
 //! Persist: a live VM proven to be ours is recorded, without touching it.
 
-use serde_json::Map;
-
 use super::{ActError, Actor, Outcome, has_identity_socket, live};
 use crate::observed::{ObservedVm, Record, VmmProcess};
 use crate::plan::PersistReason;
-use crate::state::{FORMAT_VERSION, Handles, Phase, StoredSpec, TapHandle};
+use crate::state::{Handles, Phase, StoredSpec, TapHandle};
 
 impl Actor<'_> {
     /// Records the VM's live process.
@@ -26,7 +24,7 @@ impl Actor<'_> {
     }
 
     /// What the record of this live process should say, from all that is known: a sound record of this life, else the
-    /// ledger's memory of what it booted with, else the taps that carry the VM's tag.
+    /// ledger's memory of what it booted with, else the objects that carry the VM's tag.
     pub(super) fn record_of(&self, vm: &ObservedVm, process: &VmmProcess, phase: Phase) -> Handles {
         let identity = &process.process.identity;
         let now = self.host.now();
@@ -38,28 +36,18 @@ impl Actor<'_> {
                 Some(spec) => self.tap_handles(&vm.name, &spec),
                 None => self.tagged_taps(vm),
             };
+            let (loops, dm_devices) = self.held_devices(vm);
+            let (uid, socket) = (self.layout.uid(&vm.name), self.layout.api_socket(&vm.name, process.incarnation));
             Handles {
-                version: FORMAT_VERSION,
-                name: vm.name.clone(),
-                uid: self.layout.uid(&vm.name),
-                incarnation: process.incarnation,
-                phase,
-                boot_id: now.boot_id.clone(),
-                vmm: process.vmm,
-                pid: None,
-                start_time: None,
-                pidfd_inode: None,
-                api_socket: self.layout.api_socket(&vm.name, process.incarnation),
                 identity_socket: has_identity_socket(process.vmm)
                     .then(|| self.layout.identity_socket(&vm.name, process.incarnation)),
                 tap_devices,
+                loops,
+                dm_devices,
+                cgroup: vm.cgroup.present().map(|_| self.layout.cgroup(&vm.name)),
                 spec,
                 origin: vm.ledger.accepted.as_ref().map(|accepted| accepted.origin.clone()),
-                adopted: false,
-                began: None,
-                stopping: None,
-                blocked: std::collections::BTreeMap::new(),
-                extra: Map::new(),
+                ..Handles::new(vm.name.clone(), uid, process.incarnation, process.vmm, socket, now.boot_id.clone())
             }
         });
         handles.phase = phase;

@@ -1,29 +1,29 @@
-//! Start: the record, the taps, the VMM's configuration, the spawn, the pid into the record.
+//! Start: the record, the cgroup, the disks, the taps, the VMM's configuration, the spawn, the pid into the record.
 
 use std::io;
 use std::path::Path;
 
-use serde_json::Map;
-
+use super::devices::make_room_and;
 use super::{ActError, Actor, Outcome, has_identity_socket};
 use crate::desired::Origin;
 use crate::host::{ProcessHandle, Program, SocketPeer, SpawnRequest};
 use crate::names::Incarnation;
-use crate::observed::VmmProcess;
-use crate::spec::{Vm, VmSpec, VmmKind};
-use crate::state::{FORMAT_VERSION, Handles, Phase, StoredSpec};
-use crate::vmm;
+use crate::observed::{ObservedVm, VmmProcess};
+use crate::spec::{DiskMode, Vm, VmSpec, VmmKind};
+use crate::state::{Handles, StoredSpec};
+use crate::vmm::{self, DiskSource};
 
 impl Actor<'_> {
     /// Begins a life of a VM whose absence is proven. What a failure leaves is on record and freed by the next teardown.
     pub(super) fn start(
         &self,
+        observed: &ObservedVm,
         vm: &Vm,
         origin: &Origin,
         incarnation: Incarnation,
         kind: VmmKind,
     ) -> Result<Outcome, ActError> {
-        let result = self.try_start(vm, origin, incarnation, kind);
+        let result = self.try_start(observed, vm, origin, incarnation, kind);
         if let Err(error) = &result {
             self.cache.set_start_error(&vm.name, incarnation, error.to_string());
         }
@@ -32,6 +32,7 @@ impl Actor<'_> {
 
     fn try_start(
         &self,
+        observed: &ObservedVm,
         vm: &Vm,
         origin: &Origin,
         incarnation: Incarnation,
@@ -43,48 +44,29 @@ impl Actor<'_> {
         self.host.make_folder(&self.layout.run_dir).map_err(folder)?;
 
         let now = self.host.now();
+        let (uid, socket) = (self.layout.uid(name), self.layout.api_socket(name, incarnation));
         let mut handles = Handles {
-            version: FORMAT_VERSION,
-            name: name.clone(),
-            uid: self.layout.uid(name),
-            incarnation,
-            phase: Phase::Starting,
-            boot_id: now.boot_id.clone(),
-            vmm: kind,
-            pid: None,
-            start_time: None,
-            pidfd_inode: None,
-            api_socket: self.layout.api_socket(name, incarnation),
             identity_socket: has_identity_socket(kind).then(|| self.layout.identity_socket(name, incarnation)),
             tap_devices: self.tap_handles(name, &vm.spec),
+            cgroup: self.facts.cgroups.is_ok().then(|| self.layout.cgroup(name)),
             spec: Some(StoredSpec::from(&vm.spec)),
             origin: Some(origin.clone()),
-            adopted: false,
             began: Some(now.deadline(std::time::Duration::ZERO)),
-            stopping: None,
-            blocked: std::collections::BTreeMap::new(),
-            extra: Map::new(),
+            ..Handles::new(name.clone(), uid, incarnation, kind, socket, now.boot_id)
         };
+        let disks = self.intend_disks(vm, observed, &mut handles)?;
         // Durable before anything exists: whatever happens from here on, the record names all that may be left.
         self.write_handles(name, &handles)?;
 
         let program = self.program(kind)?;
         self.check_files(&vm.spec)?;
-        for (tap, interface) in handles.tap_devices.iter().zip(&vm.spec.network_interfaces) {
-            let alias = handles.uid.tap_alias(&self.layout.state_id, &interface.name);
-            self.host.create_tap(&tap.tap, &alias, tap.bridge.as_deref()).map_err(|error| {
-                let what = format!("tap {} for network interface {}", tap.tap, interface.name);
-                match error.kind() {
-                    io::ErrorKind::AlreadyExists => ActError::one(
-                        what,
-                        "an interface of this name exists and is not this VM's; see `ip -d link show` and remove or \
-                         rename it",
-                    ),
-                    _ => ActError::one(what, error),
-                }
-            })?;
+        if let Some(cgroup) = &handles.cgroup {
+            let limits = self.cgroup_limits(&vm.spec, kind);
+            self.host.make_cgroup(cgroup, &limits).map_err(|error| ActError::one(format!("cgroup {cgroup}"), error))?;
         }
-        let process = self.spawn(vm, &handles, program)?;
+        let disks = self.attach_disks(disks, &mut handles)?;
+        self.make_taps(&vm.spec, &handles)?;
+        let process = self.spawn(vm, &handles, &disks, program)?;
 
         handles.pid = Some(process.identity.pid);
         handles.start_time = Some(process.identity.start_time);
@@ -97,15 +79,38 @@ impl Actor<'_> {
         Ok(Outcome::Done(format!("started {kind}, pid {pid}, incarnation {incarnation}")))
     }
 
+    fn make_taps(&self, spec: &VmSpec, handles: &Handles) -> Result<(), ActError> {
+        for (tap, interface) in handles.tap_devices.iter().zip(&spec.network_interfaces) {
+            let alias = handles.uid.tap_alias(&self.layout.state_id, &interface.name);
+            let made = make_room_and(
+                || self.host.create_tap(&tap.tap, &alias, tap.bridge.as_deref()),
+                // Under this VM's own tag, while no VMM of it lives: left by a life that nobody remembers.
+                || self.host.delete_tap(&tap.tap, &alias),
+            );
+            made.map_err(|error| {
+                let what = format!("tap {} for network interface {}", tap.tap, interface.name);
+                match error.kind() {
+                    io::ErrorKind::AlreadyExists => ActError::one(
+                        what,
+                        "an interface of this name exists and is not this VM's; see `ip -d link show` and remove or \
+                         rename it",
+                    ),
+                    _ => ActError::one(what, error),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
     fn program(&self, kind: VmmKind) -> Result<&Program, ActError> {
         let program = match kind {
             VmmKind::Firecracker => {
-                if let Err(why) = &self.vmms.kvm {
+                if let Err(why) = &self.facts.kvm {
                     return Err(ActError::one("/dev/kvm", why.clone()));
                 }
-                &self.vmms.firecracker
+                &self.facts.firecracker
             }
-            VmmKind::Qemu => &self.vmms.qemu,
+            VmmKind::Qemu => &self.facts.qemu,
         };
         program.as_ref().map_err(|why| ActError::one(kind.to_string(), why.clone()))
     }
@@ -124,12 +129,21 @@ impl Actor<'_> {
             check("boot.initrd".to_owned(), initrd, false);
         }
         for disk in &spec.disks {
-            check(format!("the image of disk {}", disk.name), &disk.image, !disk.read_only);
+            // A copy needs its image no more, once it is made.
+            if disk.mode != DiskMode::Copy {
+                check(format!("the image of disk {}", disk.name), &disk.image, disk.writes_image());
+            }
         }
         if failures.failures.is_empty() { Ok(()) } else { Err(failures) }
     }
 
-    fn spawn(&self, vm: &Vm, handles: &Handles, program: &Program) -> Result<ProcessHandle, ActError> {
+    fn spawn(
+        &self,
+        vm: &Vm,
+        handles: &Handles,
+        disks: &[DiskSource],
+        program: &Program,
+    ) -> Result<ProcessHandle, ActError> {
         let name = &vm.name;
         for socket in [Some(&handles.api_socket), handles.identity_socket.as_ref()].into_iter().flatten() {
             // Left by a life that a lost STATE forgot: nobody's, and in the way of bind(2).
@@ -148,9 +162,10 @@ impl Actor<'_> {
             config_file: &self.layout.vmm_config(name),
             console_log: &self.layout.console_log(name),
             vmm_log: &self.layout.vmm_log(name),
+            disks,
             taps: &handles.tap_devices,
             accel: self.accel,
-            kvm_usable: self.vmms.kvm.is_ok(),
+            kvm_usable: self.facts.kvm.is_ok(),
         });
         if let Some(config) = &launch.config {
             self.host
@@ -163,7 +178,7 @@ impl Actor<'_> {
             lock: self.layout.vmm_lock(name),
             stdout: launch.stdout,
             stderr: self.layout.vmm_log(name),
-            cgroup: None,
+            cgroup: handles.cgroup.clone(),
         };
         self.host.spawn_vmm(&request).map_err(|error| ActError::one("spawning the VMM", error))
     }

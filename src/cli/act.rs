@@ -10,7 +10,7 @@ use crate::plan::AllowPrune;
 use crate::reconcile::{OnceOptions, request};
 
 /// How long the running stead may take to record a request durably.
-const ANSWER_BOUND: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_BOUND: Duration = Duration::from_secs(10);
 
 /// Arguments of every acting command.
 #[derive(Debug, clap::Args)]
@@ -38,10 +38,15 @@ pub(super) fn act(
     once::pass(context, &stead, &OnceOptions { timeout: args.timeout, allow_prune: AllowPrune::default(), only })
 }
 
-fn told(context: &Context, reply: Reply) -> Result<Exit, CliError> {
+pub(super) fn told(context: &Context, reply: Reply) -> Result<Exit, CliError> {
     match reply {
         Reply::Accepted { message } => context.term.print(format!("{message}\n"))?,
         Reply::Pong { version, pid } => context.term.print(format!("stead {version} (pid {pid})\n"))?,
+        Reply::Collected { lines, unfreed } => {
+            let text = if lines.is_empty() { "Nothing is left over.".to_owned() } else { lines.join("\n") };
+            context.term.print(format!("{text}\n"))?;
+            return Ok(if unfreed == 0 { Exit::Converged } else { Exit::Unconverged });
+        }
         Reply::Refused { message, hint } => return Err(CliError::Usage { message, hint }),
     }
     Ok(Exit::Converged)

@@ -3,12 +3,13 @@
 use clap::ValueEnum;
 use serde_json::Value;
 
+use super::holdings::{Holding, holdings};
 use super::table::{age, align, one_line};
 use super::term::Stream;
 use super::view::{Looker, View, Views, object, to_json, to_yaml};
 use super::{CliError, Context, Exit};
 use crate::names::VmName;
-use crate::observed::{Fact, Record};
+use crate::observed::Record;
 use crate::status::{ConditionStatus, ConditionType, EventType};
 use crate::time::Now;
 
@@ -55,6 +56,7 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
 fn whole(view: &View) -> Result<Value, CliError> {
     let format = |error: serde_json::Error| CliError::Format(error.to_string());
     let mut value = object(view);
+    value["holds"] = holdings(view).iter().map(Holding::json).collect::<Vec<_>>().into();
     value["handles"] = serde_json::to_value(view.observed.record.handles()).map_err(format)?;
     value["ledger"] = serde_json::to_value(&view.observed.ledger).map_err(format)?;
     Ok(value)
@@ -165,32 +167,21 @@ fn describe(view: &View, now: &Now, out: Stream) -> Result<String, CliError> {
     Ok(page.text)
 }
 
-/// What the VM holds on the host.
+/// What the VM holds on the host, and what of it could not be freed.
 fn handles(page: &mut Page, view: &View) {
-    page.title("Handles");
-    let handles = match &view.observed.record {
-        Record::Missing => return page.lines("  ", &["none".to_owned()]),
-        Record::Flawed(why) => return page.lines("  ", &[format!("cannot be trusted: {}", one_line(why))]),
-        Record::Valid(handles) => handles,
-    };
-    let phase = format!("{:?}", handles.phase).to_lowercase();
-    let mut rows = vec![
-        vec!["Phase:".to_owned(), phase],
-        vec!["API socket:".to_owned(), handles.api_socket.display().to_string()],
-    ];
-    for tap in &handles.tap_devices {
-        let there = match view.observed.taps.get(&tap.tap) {
-            Some(Fact::Present(_)) => "",
-            Some(Fact::Absent) | None => " (not there)",
-            Some(Fact::Unknown(_)) => " (cannot tell whether it is there)",
-        };
-        let bridge = tap.bridge.as_ref().map_or_else(String::new, |bridge| format!(" on {bridge}"));
-        rows.push(vec![format!("Tap of {}:", tap.interface), format!("{}{bridge}{there}", tap.tap)]);
+    if let Record::Flawed(why) = &view.observed.record {
+        page.title("Record");
+        page.lines("  ", &[format!("cannot be trusted: {}", one_line(why))]);
     }
-    for (step, blocked) in &handles.blocked {
-        rows.push(vec![format!("Not freed ({step}):"), one_line(&blocked.why)]);
+    let rows = holdings(view).iter().map(Holding::row).collect();
+    page.table("Holds", &["KIND", "NAME", "FOR", "STATE"], rows);
+    let blocked = view.observed.record.handles().map(|handles| &handles.blocked);
+    if let Some(blocked) = blocked.filter(|blocked| !blocked.is_empty()) {
+        let rows = blocked
+            .iter()
+            .map(|(step, blocked)| vec![step.clone(), blocked.failures.to_string(), one_line(&blocked.why)]);
+        page.table("Not freed", &["WHAT", "TRIES", "WHY"], rows.collect());
     }
-    page.lines("  ", &align(&rows));
 }
 
 #[cfg(test)]
@@ -208,6 +199,7 @@ mod tests {
             plan: &idle,
             generation: None,
             last_error: Some("disk\nfull"),
+            under_way: None,
             advisories: &[],
         };
         let died = || vec![NewEvent::warning("Died", "exit status 1")];
@@ -220,7 +212,7 @@ mod tests {
             "Name:         web\n",
             "PID:          4711\n",
             "Spec:\n  unknown: no manifest declared it\n",
-            "Handles:\n  none\n",
+            "Holds:\n  KIND     NAME      FOR            STATE\n  process  pid 4711  incarnation 3  alive\n",
             "  Degraded     True    ActionFailed  1m0s  disk full\n",
             "  Warning  Died    11s (x2 over 1m0s)  exit status 1\n",
         ] {

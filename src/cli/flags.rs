@@ -124,6 +124,11 @@ pub struct Flags {
     #[arg(hide_short_help = true, default_value = "10m")]
     stable_time: Duration,
 
+    /// How long a kernel object must be seen with nothing to account for it before it is freed
+    #[arg(long, env = "STEAD_ORPHAN_AGE", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(hide_short_help = true, default_value = "5m")]
+    orphan_age: Duration,
+
     /// How large a console or VMM log may grow before its older half is dropped
     #[arg(long, env = "STEAD_LOG_LIMIT", hide_env_values = true, global = true, value_name = "SIZE", value_parser = parse_bytes)]
     #[arg(hide_short_help = true, default_value = "4Mi")]
@@ -182,6 +187,7 @@ impl Flags {
                 backoff_max: self.backoff_max,
                 stable_time: self.stable_time,
                 prune_delay: self.prune_delay,
+                orphan_min_age: self.orphan_age,
                 ..Policy::default()
             },
         })

@@ -217,6 +217,7 @@ mod tests {
             plan: &idle,
             generation: Some(1),
             last_error: None,
+            under_way: None,
             advisories: &["a known hole".to_owned()],
         };
         let status = compute(None, &input, vec![NewEvent::normal("Started", "life 3")], &now(1));

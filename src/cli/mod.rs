@@ -10,7 +10,9 @@ mod error;
 mod exit;
 mod flags;
 mod follow;
+mod gc;
 mod get;
+mod holdings;
 mod logs;
 mod once;
 mod parts;
@@ -92,6 +94,8 @@ pub enum Command {
     Adopt(adopt::Args),
     /// Let deletions through that a safety gate holds back
     Approve(approve::Args),
+    /// Free what VMs left in the kernel and nothing accounts for
+    Gc(gc::Args),
     /// Check manifests without touching the host
     Validate(validate::Args),
     /// Print the JSON Schema of manifests, for editors
@@ -152,6 +156,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Delete(args) => delete::execute(context, args),
         Command::Adopt(args) => adopt::execute(context, &args),
         Command::Approve(args) => approve::execute(context, args),
+        Command::Gc(args) => gc::execute(context, &args),
         Command::Validate(args) => validate::execute(context, &args),
         Command::Schema(_) => schema::execute(context),
         Command::Completions(args) => completions::execute(context, &args),

@@ -10,10 +10,14 @@ use super::{CliError, render};
 use crate::config::Settings;
 use crate::desired::load::{load_text, validate_paths};
 use crate::desired::manifest::json_schema;
-use crate::desired::{Problem, SourceName};
+use crate::desired::{Declaration, Desired, Problem, SourceName};
 use crate::host::HostOps;
 use crate::host::linux::{LinuxHost, LinuxHostConfig};
+use crate::names::VmName;
+use crate::plan::claims::Claims;
+use crate::plan::disks::no_device_mapper;
 use crate::plan::{Plan, show};
+use crate::spec::{Disk, DiskMode, Vm, VmmChoice};
 
 /// The real host.
 pub(super) fn host(settings: &Settings) -> Result<Arc<dyn HostOps>, CliError> {
@@ -31,8 +35,18 @@ pub(super) fn plan_json(plan: &Plan) -> Value {
     show::json(plan)
 }
 
-/// How many VMs were found, and everything that is wrong with these files and folders; `-` is standard input.
-pub(super) fn validate(paths: &[PathBuf]) -> Result<(usize, Vec<Problem>), CliError> {
+/// What is to be said of manifests.
+pub(super) struct Validation {
+    /// VMs declared.
+    pub(super) vms: usize,
+    /// What is wrong with them.
+    pub(super) problems: Vec<Problem>,
+    /// What is sound, and could not run on this very host as it is declared.
+    pub(super) warnings: Vec<Problem>,
+}
+
+/// Everything that is wrong with these files and folders; `-` is standard input.
+pub(super) fn validate(paths: &[PathBuf], settings: &Settings) -> Result<Validation, CliError> {
     let (input, named): (Vec<&PathBuf>, Vec<&PathBuf>) = paths.iter().partition(|path| *path == Path::new("-"));
     let mut desired = validate_paths(&named.into_iter().cloned().collect::<Vec<_>>());
     if !input.is_empty() {
@@ -46,15 +60,11 @@ pub(super) fn validate(paths: &[PathBuf]) -> Result<(usize, Vec<Problem>), CliEr
     }
     for (name, declarations) in desired.vms.iter().filter(|(_, declarations)| declarations.len() > 1) {
         let places: Vec<String> = declarations.iter().map(|declaration| declaration.origin.to_string()).collect();
-        let origin = &declarations[0].origin;
-        desired.problems.push(Problem {
-            path: origin.path.clone(),
-            place: Some((origin.line, 1)),
-            message: format!("VM {name} is declared {} times: {}", places.len(), places.join(", ")),
-            hint: Some("keep one; names are unique on the host".to_owned()),
-            snippet: None,
-        });
+        let message = format!("VM {name} is declared {} times: {}", places.len(), places.join(", "));
+        let hint = Some("keep one; names are unique on the host".to_owned());
+        desired.problems.push(Problem { hint, ..at(&declarations[0], message) });
     }
+    desired.problems.extend(image_clashes(&desired));
     // A folder that cannot be listed is no manifest's fault, and no reason to call it valid.
     if desired.problems.is_empty() {
         for (source, state) in desired.sources.iter().filter(|(_, state)| !state.is_complete()) {
@@ -67,12 +77,67 @@ pub(super) fn validate(paths: &[PathBuf]) -> Result<(usize, Vec<Problem>), CliEr
             }));
         }
     }
-    Ok((desired.vms.len(), desired.problems))
+    let warnings = host_lacks(&desired, settings)?;
+    Ok(Validation { vms: desired.vms.len(), problems: desired.problems, warnings })
+}
+
+/// Images that one VM would write to while another one uses them.
+fn image_clashes(desired: &Desired) -> Vec<Problem> {
+    let claims = Claims::of(desired, std::iter::empty());
+    let clash = |(name, declaration): (&VmName, &Declaration)| {
+        let message = claims.conflict(desired, name, &declaration.vm.as_ref().ok()?.spec, None)?;
+        Some(at(declaration, format!("VM {name}: {message}")))
+    };
+    declarations(desired).filter_map(clash).collect()
+}
+
+/// Snapshot disks on a host that has no device-mapper. The host is asked only if there are any.
+fn host_lacks(desired: &Desired, settings: &Settings) -> Result<Vec<Problem>, CliError> {
+    let snapshot =
+        |vm: &Vm| vm.spec.disks.iter().find(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file()).cloned();
+    let with_snapshot: Vec<_> = declarations(desired)
+        .filter_map(|(name, declaration)| {
+            let vm = declaration.vm.as_ref().ok().filter(|vm| vm.spec.vmm != VmmChoice::Qemu)?;
+            Some((name, declaration, vm.spec.vmm, snapshot(vm)?))
+        })
+        .collect();
+    if with_snapshot.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Err(why) = host(settings)?.device_mapper() else { return Ok(Vec::new()) };
+    let warning = |(name, declaration, vmm, disk): (&VmName, &Declaration, VmmChoice, Disk)| {
+        let message = match vmm {
+            VmmChoice::Auto => format!(
+                "on this host VM {name} would run on QEMU, with a qcow2 overlay for disk {}: Firecracker needs device-mapper \
+                 for snapshots ({why})",
+                disk.name
+            ),
+            _ => format!("on this host VM {name} could not start: {}", no_device_mapper(&disk, &why)),
+        };
+        at(declaration, message)
+    };
+    Ok(with_snapshot.into_iter().map(warning).collect())
+}
+
+fn declarations(desired: &Desired) -> impl Iterator<Item = (&VmName, &Declaration)> {
+    desired.vms.iter().flat_map(|(name, declarations)| declarations.iter().map(move |declaration| (name, declaration)))
+}
+
+fn at(declaration: &Declaration, message: String) -> Problem {
+    let origin = &declaration.origin;
+    let root = Path::new(&origin.source.0);
+    let path = if root.is_dir() { root.join(&origin.path) } else { origin.path.clone() };
+    Problem { path, place: Some((origin.line, 1)), message, hint: None, snippet: None }
 }
 
 /// A problem for people, with its place and line.
 pub(super) fn problem_text(problem: &Problem, color: bool) -> String {
-    render::problem(problem, color)
+    render::problem(problem, false, color)
+}
+
+/// The same for what fails nothing.
+pub(super) fn warning_text(problem: &Problem, color: bool) -> String {
+    render::problem(problem, true, color)
 }
 
 /// The JSON Schema of manifests.

@@ -4,9 +4,10 @@ use super::term::Stream;
 use crate::desired::Problem;
 
 /// Several lines.
-pub(super) fn problem(problem: &Problem, color: bool) -> String {
+pub(super) fn problem(problem: &Problem, is_warning: bool, color: bool) -> String {
     let out = Stream { is_terminal: color, color };
-    let mut text = format!("{} {}\n", out.bad("error:"), out.strong(&problem.message));
+    let kind = if is_warning { out.careful("warning:") } else { out.bad("error:") };
+    let mut text = format!("{kind} {}\n", out.strong(&problem.message));
     let file = problem.path.display();
     match (problem.place, &problem.snippet) {
         (Some((line, column)), snippet) => {
@@ -42,6 +43,6 @@ mod tests {
         };
         let expected = "error: unknown field `memroy`\n  --> web.yaml:12:3\n   |\n12 |   memroy: 1Gi\n   |   ^\n  = help: did you \
                         mean `memory`?\n";
-        assert_eq!(super::problem(&problem, false), expected);
+        assert_eq!(super::problem(&problem, false, false), expected);
     }
 }

@@ -4,9 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::parts::Validation;
 use super::{CliError, Context, Exit, parts, view};
+use crate::desired::Problem;
 
 /// Arguments of `stead validate`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +18,8 @@ Examples:
   stead validate manifests/            every manifest in a folder
   stead validate -o json *.yaml        problems for programs
 
-Exit status: 0 all are valid; 1 something is wrong with one. The host is not touched.")]
+Exit status: 0 all are valid; 1 something is wrong with one. A warning tells what could not run on this very host as it is
+declared, and fails nothing. The host is not touched.")]
 pub struct Args {
     /// Files and folders; `-` is standard input
     #[arg(required = true, value_name = "PATH")]
@@ -37,32 +40,25 @@ enum Output {
 }
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let (count, problems) = parts::validate(&args.paths)?;
+    let Validation { vms, problems, warnings } = parts::validate(&args.paths, &context.settings()?)?;
     match args.output {
         Output::Json => {
-            let list: Vec<_> = problems
-                .iter()
-                .map(|problem| {
-                    json!({
-                        "path": problem.path,
-                        "line": problem.place.map(|(line, _)| line),
-                        "column": problem.place.map(|(_, column)| column),
-                        "message": problem.message,
-                        "hint": problem.hint,
-                    })
-                })
-                .collect();
-            context.term.print(view::to_json(&list.into())?)?;
+            let list: Vec<_> = problems.iter().map(|problem| object(problem, "error")).collect();
+            let warnings = warnings.iter().map(|problem| object(problem, "warning"));
+            context.term.print(view::to_json(&list.into_iter().chain(warnings).collect())?)?;
         }
         Output::Text => {
             let mut err = std::io::stderr().lock();
             for problem in &problems {
                 let _ = writeln!(err, "{}", parts::problem_text(problem, context.term.err.color));
             }
+            for warning in &warnings {
+                let _ = writeln!(err, "{}", parts::warning_text(warning, context.term.err.color));
+            }
             match problems.len() {
                 0 => {
-                    let vms = if count == 1 { "VM" } else { "VMs" };
-                    context.term.print(format!("{count} {vms} declared, all valid\n"))?;
+                    let word = if vms == 1 { "VM" } else { "VMs" };
+                    context.term.print(format!("{vms} {word} declared, all valid\n"))?;
                 }
                 1 => drop(writeln!(err, "1 problem")),
                 many => drop(writeln!(err, "{many} problems")),
@@ -70,4 +66,15 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         }
     }
     Ok(if problems.is_empty() { Exit::Converged } else { Exit::Failed })
+}
+
+fn object(problem: &Problem, severity: &str) -> Value {
+    json!({
+        "severity": severity,
+        "path": problem.path,
+        "line": problem.place.map(|(line, _)| line),
+        "column": problem.place.map(|(_, column)| column),
+        "message": problem.message,
+        "hint": problem.hint,
+    })
 }

@@ -111,12 +111,15 @@ pub struct Disk {
     pub name: String,
     /// Absolute path of the image.
     pub image: String,
-    /// How the image becomes the VM's disk.
+    /// How the image becomes the VM's disk: `snapshot` keeps what the VM writes in a copy-on-write file of its own over the
+    /// image, which many VMs share; `copy` gives the VM a copy of its own; `direct` lets it use the image itself. What a VM
+    /// wrote to a disk of its own outlives its restarts.
     pub mode: DiskMode,
     /// Whether the guest may not write.
     #[serde(default)]
     pub read_only: bool,
-    /// Size that the guest sees, where it is to be larger than the image.
+    /// Size that the guest sees, where it is to be larger than the image, for disks of mode `snapshot` and `copy`. It may
+    /// grow later on, at the VM's next start, and never shrinks. A filesystem in it is for the guest to grow.
     #[serde(default)]
     pub size: Option<Quantity>,
 }

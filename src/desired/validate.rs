@@ -14,6 +14,8 @@ use crate::names::{INTERFACE_NAME_MAX, VmName};
 use crate::spec::{self, DiskMode, MacAddress, Vm, VmSpec};
 
 const MIB: u64 = 1 << 20;
+/// Bytes in which disks are counted, whatever they are made of.
+const SECTOR: u64 = 512;
 
 /// What a document turned out to be.
 #[derive(Debug)]
@@ -191,18 +193,33 @@ impl Semantic<'_> {
                 let path = borrowed(&at(field));
                 this.say(&path.iter().map(String::as_str).collect::<Vec<_>>(), message, hint);
             };
-            if let Some((message, hint)) = not_built_yet(disk.mode) {
-                say(self, "mode", message, Some(hint));
-            } else if disk.size.is_some() {
-                let hint = "leave it out; the guest sees the image's own size";
-                say(self, "size", "size is for disks of the VM's own, not for mode direct".to_owned(), Some(hint));
-            }
+            let size_bytes = match disk.size.as_ref().map(|size| (size, size.bytes())) {
+                None => None,
+                Some((_, Err(why))) => {
+                    say(self, "size", format!("size: {why}"), Some("such as 4Gi"));
+                    None
+                }
+                Some(_) if !has_own_file(disk) => {
+                    let what = if disk.mode == DiskMode::Direct { "of mode direct" } else { "that is only read" };
+                    let hint = "leave it out; the guest sees the image's own size";
+                    say(self, "size", format!("a disk {what} is the image itself, which is never resized"), Some(hint));
+                    None
+                }
+                Some((_, Ok(bytes))) if bytes == 0 || bytes % SECTOR != 0 => {
+                    let message =
+                        format!("size is {bytes} bytes, which is no whole number of sectors of {SECTOR} bytes");
+                    say(self, "size", message, Some("such as 4Gi"));
+                    None
+                }
+                Some((_, Ok(bytes))) => Some(bytes),
+            };
             let path = borrowed(&at("image"));
             let image = self.path(&path.iter().map(String::as_str).collect::<Vec<_>>(), "image", &disk.image);
-            if let Some(other) = disks.iter().find(|other| other.image == image && !(other.read_only && disk.read_only))
-            {
+            let writes = disk.mode == DiskMode::Direct && !disk.read_only;
+            if let Some(other) = disks.iter().find(|other| other.image == image && (writes || other.writes_image())) {
                 let message = format!("disk {} has this image too, and one of the two may write to it", other.name);
-                say(self, "image", message, Some("make both readOnly, or give each an image of its own"));
+                let hint = "make both readOnly or of mode snapshot or copy, or give each an image of its own";
+                say(self, "image", message, Some(hint));
             }
             let name = match VmName::new(disk.name.clone()) {
                 Ok(name) => name,
@@ -214,7 +231,6 @@ impl Semantic<'_> {
             if disks.iter().any(|other| other.name == name) {
                 say(self, "name", format!("another disk of this VM has the name {name}"), None);
             }
-            let size_bytes = disk.size.as_ref().and_then(|size| size.bytes().ok());
             disks.push(spec::Disk { name, image, mode: disk.mode, read_only: disk.read_only, size_bytes });
         }
         disks
@@ -273,13 +289,7 @@ impl Semantic<'_> {
     }
 }
 
-/// Disk modes that this release refuses.
-fn not_built_yet(mode: DiskMode) -> Option<(String, &'static str)> {
-    let word = match mode {
-        DiskMode::Direct => return None,
-        DiskMode::Snapshot => "snapshot",
-        DiskMode::Copy => "copy",
-    };
-    let hint = "use mode: direct with an image that no other VM writes to";
-    Some((format!("disks of mode {word} are not built in this version of stead"), hint))
+/// [`spec::Disk::has_own_file`] of a disk that is not known to be sound yet.
+fn has_own_file(disk: &manifest::Disk) -> bool {
+    disk.mode == DiskMode::Copy || (disk.mode == DiskMode::Snapshot && !disk.read_only)
 }

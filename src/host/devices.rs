@@ -80,6 +80,8 @@ pub struct LoopDevice {
     pub read_only: bool,
     /// Whether it lets go of its file by itself once nobody has it open.
     pub autoclear: bool,
+    /// How many devices are made on top of it (`/sys/block/loopN/holders`).
+    pub devices_on_top: usize,
 }
 
 /// A loop device to be made.
@@ -268,6 +270,9 @@ pub trait DeviceOps: DeviceView {
     /// Makes a file of this length that takes no space yet, or grows one that is shorter; never shrinks it. Durable, and
     /// under its name only when complete. Mode 0600. True when that changed anything.
     fn make_sparse_file(&self, path: &Path, bytes: u64) -> io::Result<bool>;
+
+    /// Writes `bytes` over those at `offset` of a file that is there, and makes that durable.
+    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Copies an image for at most about `slice`, from where the last call left off. The blocks are shared where the
     /// filesystem can (`FICLONE`), else holes stay holes. The copy gets its final name only when it is complete and durable,

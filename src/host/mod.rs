@@ -188,15 +188,19 @@ pub struct Program {
     pub version: Option<String>,
 }
 
-/// Which VMMs can run here; each fact with what to do where it is missing.
+/// What this host has; each fact with what to do where it is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VmmFacts {
+pub struct HostFacts {
     /// Firecracker's program.
     pub firecracker: Result<Program, String>,
     /// QEMU's program.
     pub qemu: Result<Program, String>,
     /// Whether `/dev/kvm` can be opened and has the API version that VMMs need.
     pub kvm: Result<(), String>,
+    /// Whether the kernel has device-mapper with its snapshot target.
+    pub device_mapper: Result<(), String>,
+    /// Whether each VM can have a cgroup of its own.
+    pub cgroups: Result<devices::CgroupFacts, String>,
 }
 
 /// Why a state file could not be read.
@@ -216,7 +220,7 @@ pub enum StateFileError {
 }
 
 /// What can be looked at. No call changes anything that anybody else could see.
-pub trait HostView: Send + Sync {
+pub trait HostView: devices::DeviceView {
     /// The present moment.
     fn now(&self) -> Now;
 
@@ -272,12 +276,12 @@ pub trait HostView: Send + Sync {
     /// The tap of this name; `None` when there is no interface of this name.
     fn tap(&self, name: &str) -> io::Result<Option<Tap>>;
 
-    /// Which VMMs can run here. Looked up once, and again when a program's file changes.
-    fn vmm_facts(&self) -> VmmFacts;
+    /// What this host has. Looked up once, and again when a program's file changes.
+    fn host_facts(&self) -> HostFacts;
 }
 
 /// What can be done. Each call says whether it changed anything, and succeeds when there was nothing to do.
-pub trait HostOps: HostView {
+pub trait HostOps: HostView + devices::DeviceOps {
     /// Makes a folder of stead's own (0700) with its parents; true when it was not there.
     fn make_folder(&self, path: &Path) -> io::Result<bool>;
 

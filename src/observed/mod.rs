@@ -2,17 +2,21 @@
 //!
 //! Everything here is given a [`crate::host::HostView`] only: looking changes nothing, by type.
 
+mod devices;
 pub mod handles;
+pub mod orphans;
 pub mod process;
 pub mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::host::{GuestState, ProcessHandle, Tap, VmmFacts};
-use crate::names::{Incarnation, VmName};
+use crate::desired::FileId;
+use crate::host::devices::{Cgroup, DmDevice, ImageIdentity, LoopDevice};
+use crate::host::{GuestState, HostFacts, ProcessHandle, Tap};
+use crate::names::{Incarnation, VmName, VmUid};
 use crate::spec::VmmKind;
-use crate::state::{ExitStatus, GateState, Handles, Ledger};
+use crate::state::{DiskRecord, ExitStatus, GateState, Handles, Ledger};
 
 /// Something that was looked for. `Unknown` is neither: it forbids every action that needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +49,8 @@ impl<T> Fact<T> {
 pub struct Observed {
     /// Every VM that has a folder in STATE/vms, and every one that was asked for.
     pub vms: BTreeMap<VmName, ObservedVm>,
-    /// Which VMMs can run here.
-    pub vmms: VmmFacts,
+    /// What this host has.
+    pub facts: HostFacts,
     /// What the gates remember.
     pub gates: GateState,
 }
@@ -72,8 +76,55 @@ pub struct ObservedVm {
     pub exit_message: Option<String>,
     /// Its taps, by name on the host: those recorded, those its spec leads to, those that carry its tag.
     pub taps: BTreeMap<String, Fact<Tap>>,
+    /// Its device-mapper devices, by name: those recorded, else those its disks lead to.
+    pub dm_devices: BTreeMap<String, Fact<DmDevice>>,
+    /// Its loop devices by tag, in the same way, without those over base images: these are shared.
+    pub loops: BTreeMap<String, Fact<LoopDevice>>,
+    /// The loop devices over base images that its record names, by the image: shared with other VMs.
+    pub base_loops: BTreeMap<FileId, Fact<LoopDevice>>,
+    /// Its cgroup.
+    pub cgroup: Fact<Cgroup>,
+    /// Its own disks, whether its spec still has them or not.
+    pub disks: BTreeMap<VmName, OwnDisk>,
+    /// When its disks were put into the trash, in seconds since the epoch: the latest, if there are any.
+    pub trashed: Option<u64>,
     /// Files and sockets of a VMM that may be left over: those that exist.
     pub leftover_files: Vec<PathBuf>,
+}
+
+impl ObservedVm {
+    /// A VM of which there is nothing.
+    pub fn nothing(name: VmName, uid: VmUid) -> Self {
+        Self {
+            ledger: Ledger::new(name.clone(), uid),
+            name,
+            record: Record::Missing,
+            ledger_flaw: None,
+            process: Fact::Absent,
+            guest: Guest::NoVmm,
+            exit: ExitStatus::Unknown,
+            exit_message: None,
+            taps: BTreeMap::new(),
+            dm_devices: BTreeMap::new(),
+            loops: BTreeMap::new(),
+            base_loops: BTreeMap::new(),
+            cgroup: Fact::Absent,
+            disks: BTreeMap::new(),
+            trashed: None,
+            leftover_files: Vec::new(),
+        }
+    }
+}
+
+/// A disk of the VM's own, as it was found in its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnDisk {
+    /// What it was made from; why that cannot be told, if so.
+    pub record: Result<DiskRecord, String>,
+    /// Bytes of its file; `None` when it is not made yet.
+    pub file: Option<u64>,
+    /// The image that the record names, as it is now.
+    pub image: Fact<ImageIdentity>,
 }
 
 /// A handles.json as it was found.

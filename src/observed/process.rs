@@ -1,7 +1,7 @@
 //! Is a VM's VMM alive, and is it ours? Each candidate process is judged, never the VM.
 //!
-//! The order (design section 6): who listens on the API socket, the recorded pid, the holder of `vmm.lock`, one scan of
-//! `/proc`. A candidate that is not proven ours is a stranger: dropped, and the next one is tried. Absence is proven too:
+//! The order (design section 6): who listens on the API socket, the recorded pid, the holder of `vmm.lock`, who is in the
+//! VM's cgroup, one scan of `/proc`. A candidate that is not proven ours is a stranger: dropped, and the next one is tried. Absence is proven too:
 //! by a lock that nobody holds or by a reboot. Held, but nobody found, is Unknown.
 
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub struct Search<'a> {
     pub record: Option<&'a Handles>,
     /// Sockets that tell who listens: the recorded one first, else those with this VM's name in RUN.
     pub sockets: Vec<PathBuf>,
+    /// The processes in its cgroup.
+    pub members: &'a [i32],
     /// Its `vmm.lock`.
     pub lock: &'a Path,
     /// The scan of last resort.
@@ -69,7 +71,7 @@ pub fn find(view: &dyn HostView, search: &Search<'_>) -> Fact<VmmProcess> {
     let recorded = search.record.filter(|record| record.boot_id == *search.boot_id).and_then(|record| record.pid);
     let probe = view.probe_lock(search.lock);
     let holder = if let LockProbe::Held(holder) = probe { holder } else { None };
-    for pid in recorded.into_iter().chain(holder) {
+    for pid in recorded.into_iter().chain(holder).chain(search.members.iter().copied()) {
         match judge_pid(view, search, pid) {
             Verdict::Ours(ours) => return Fact::Present(ours),
             Verdict::Stranger => {}

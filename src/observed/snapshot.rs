@@ -1,16 +1,16 @@
 //! The join of all facts about one VM, and about all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::handles::HandleCache;
 use super::process::{self, ProcessScan};
 use super::{Fact, Guest, ObservedVm, Record, VmmProcess};
+use crate::host::devices::LoopDevice;
 use crate::host::{HostView, Tap};
 use crate::names::{Incarnation, Layout, VmName};
-use crate::spec::NetworkInterface;
 use crate::state::{ExitStatus, Handles, Ledger, Phase, parse_handles, parse_ledger};
 use crate::time::BootId;
 
@@ -32,8 +32,38 @@ pub struct Looker<'a> {
 /// What one look at many VMs needs only once: each is looked up when the first VM asks for it.
 #[derive(Default)]
 pub struct Shared {
+    /// Whether so many VMs are looked at that listing all of the host's taps costs less than asking for each.
+    many: bool,
     run_entries: OnceLock<Result<Vec<String>, String>>,
     taps: OnceLock<Result<Vec<Tap>, String>>,
+    loops: OnceLock<Result<Vec<LoopDevice>, String>>,
+    trash: OnceLock<Vec<String>>,
+}
+
+impl Shared {
+    /// For a look at every VM.
+    pub fn many() -> Self {
+        Self { many: true, ..Self::default() }
+    }
+
+    /// The tap of this name.
+    pub(super) fn tap(&self, view: &dyn HostView, name: &str) -> Result<Option<Tap>, String> {
+        if !self.many {
+            return view.tap(name).map_err(|error| error.to_string());
+        }
+        let all = self.taps.get_or_init(|| view.taps().map_err(|error| error.to_string())).as_ref();
+        Ok(all?.iter().find(|tap| tap.name == name).cloned())
+    }
+
+    /// Every loop device.
+    pub(super) fn loops(&self, view: &dyn HostView) -> &Result<Vec<LoopDevice>, String> {
+        self.loops.get_or_init(|| view.loop_devices().map_err(|error| error.to_string()))
+    }
+
+    /// What lies in the trash.
+    pub(super) fn trash(&self, view: &dyn HostView, folder: &Path) -> &[String] {
+        self.trash.get_or_init(|| view.list_folder(folder).unwrap_or_default())
+    }
 }
 
 impl Looker<'_> {
@@ -51,6 +81,8 @@ impl Looker<'_> {
         let (ledger, ledger_flaw) = self.read_ledger(name);
         let cached = self.cache.get(name);
         let sockets = self.sockets(name, record.handles(), shared);
+        let cgroup = self.look_at_cgroup(name);
+        let members = cgroup.present().map_or(&[][..], |cgroup| &cgroup.processes);
         let process = process::find(
             self.view,
             &process::Search {
@@ -59,6 +91,7 @@ impl Looker<'_> {
                 known: cached.process.as_ref(),
                 record: record.handles(),
                 sockets: sockets.to_ask,
+                members,
                 lock: &self.layout.vmm_lock(name),
                 scan: self.scan,
             },
@@ -79,7 +112,7 @@ impl Looker<'_> {
         } else {
             Vec::new()
         };
-        let taps = self.look_at_taps(name, &record, &ledger, shared);
+        let devices = self.look_at_devices(name, &record, &ledger, shared);
         ObservedVm {
             name: name.clone(),
             record,
@@ -89,7 +122,13 @@ impl Looker<'_> {
             guest,
             exit,
             exit_message,
-            taps,
+            taps: devices.taps,
+            dm_devices: devices.dm_devices,
+            loops: devices.loops,
+            base_loops: devices.base_loops,
+            cgroup,
+            disks: devices.disks,
+            trashed: devices.trashed,
             leftover_files,
         }
     }
@@ -182,47 +221,6 @@ impl Looker<'_> {
             sockets.all.push(path);
         }
         sockets
-    }
-
-    fn look_at_taps(
-        &self,
-        name: &VmName,
-        record: &Record,
-        ledger: &Ledger,
-        shared: &Shared,
-    ) -> BTreeMap<String, Fact<Tap>> {
-        let uid = self.layout.uid(name);
-        let mut wanted: BTreeMap<String, Option<VmName>> = BTreeMap::new();
-        for handle in record.handles().iter().flat_map(|handles| &handles.tap_devices) {
-            wanted.insert(handle.tap.clone(), Some(handle.interface.clone()));
-        }
-        // Without a sound record the taps are found by the names that the specs lead to.
-        if record.handles().is_none() {
-            let accepted = ledger.accepted.as_ref().map(|accepted| accepted.vm.spec.network_interfaces.clone());
-            let booted = ledger.booted.as_ref().and_then(|booted| booted.spec.read().ok());
-            let interfaces: Vec<NetworkInterface> =
-                accepted.into_iter().chain(booted.map(|spec| spec.network_interfaces.clone())).flatten().collect();
-            for interface in interfaces {
-                wanted.insert(uid.tap(&interface.name), Some(interface.name));
-            }
-        }
-        if wanted.is_empty() {
-            return BTreeMap::new();
-        }
-        let all = shared.taps.get_or_init(|| self.view.taps().map_err(|error| error.to_string()));
-        let look = |(tap, interface): (String, Option<VmName>)| {
-            let alias = interface.map(|interface| uid.tap_alias(&self.layout.state_id, &interface));
-            let fact = match all {
-                Err(why) => Fact::Unknown(why.clone()),
-                // A tap of this name that does not carry the VM's tag is a stranger's, and none of ours.
-                Ok(all) => match all.iter().find(|t| t.name == tap && t.alias.is_some() && t.alias == alias) {
-                    Some(found) => Fact::Present(found.clone()),
-                    None => Fact::Absent,
-                },
-            };
-            (tap, fact)
-        };
-        wanted.into_iter().map(look).collect()
     }
 }
 

@@ -1,12 +1,11 @@
 //! A plan: plain data that can be compared, shown and carried out.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use crate::desired::Origin;
-use crate::names::{Incarnation, VmName};
-use crate::spec::{Vm, VmmKind};
+use crate::names::{Backing, Incarnation, VmName};
+use crate::spec::{DeletionPolicy, Disk, Vm, VmmKind};
 use crate::state::{ExitRecord, Ledger};
 use crate::time::Deadline;
 
@@ -55,6 +54,13 @@ pub enum Action {
         /// Why its record is not as it should be.
         reason: PersistReason,
     },
+    /// Make one of its own disks ready for its next start.
+    PrepareDisk {
+        /// The disk as declared.
+        disk: Disk,
+        /// What is done to it.
+        how: Preparation,
+    },
     /// Make the kernel objects, spawn the VMM, record it.
     Start {
         /// What to start.
@@ -73,8 +79,11 @@ pub enum Action {
         /// How long the guest may take to stop by itself; zero kills at once.
         grace_seconds: u32,
     },
-    /// Forget a deleted VM for good, except what outlives it (its last incarnation, its retained disks).
-    Forget,
+    /// Forget a deleted VM for good, except what outlives it: its last incarnation, and its own disks.
+    Forget {
+        /// What becomes of its own disks, if it has any.
+        disks: Option<DeletionPolicy>,
+    },
     /// Halt the guest's CPUs.
     Pause,
     /// Let them run again.
@@ -85,6 +94,33 @@ pub enum Action {
         tap: String,
         /// The bridge it belongs on.
         bridge: Option<String>,
+    },
+}
+
+/// What is done to a VM's own disk before the VM can start with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Preparation {
+    /// The VM was deleted and is declared again: its disks come back from the trash.
+    Restore {
+        /// When they were thrown away, in seconds since the epoch.
+        deleted_at: u64,
+    },
+    /// What is there was made from something else: it is kept under a name that says so.
+    SetAside {
+        /// From what else.
+        why: String,
+    },
+    /// The image it was made from has another name now.
+    Relocate,
+    /// It is made from its image.
+    Create {
+        /// What its file will be.
+        backing: Backing,
+    },
+    /// It is made longer.
+    Grow {
+        /// Bytes that the guest will see.
+        bytes: u64,
     },
 }
 
@@ -169,6 +205,10 @@ pub enum Hold {
     Unclaimed,
     /// A change that needs a restart waits for it (`updatePolicy: OnRestart`).
     OnRestart(Vec<String>),
+    /// The image under a copy-on-write disk is not what it was: what was written over it means nothing any more.
+    BaseChanged(String),
+    /// Something that it holds failed under it, and nothing here can mend it while it lives.
+    Broken(String),
     /// What it needs is not there: a program, `/dev/kvm`, an image in use by another VM.
     Unmet(String),
 }
@@ -191,6 +231,8 @@ impl Hold {
             Self::PruneCap { .. } => "PruneCap",
             Self::Unclaimed => "Unclaimed",
             Self::OnRestart(_) => "OnRestart",
+            Self::BaseChanged(_) => "BaseChanged",
+            Self::Broken(_) => "Broken",
             Self::Unmet(_) => "Unmet",
         }
     }
@@ -198,6 +240,11 @@ impl Hold {
     /// Whether a safety gate refused, which `stead approve` or a look at the source releases (exit status 4).
     pub fn is_gate(&self) -> bool {
         matches!(self, Self::FolderReplaced | Self::PruneCap { .. })
+    }
+
+    /// Whether it could not start now, whatever became of the life before.
+    pub fn is_unmet(&self) -> bool {
+        matches!(self, Self::Unmet(_) | Self::BaseChanged(_))
     }
 
     /// Whether this is as its user wants it, so that nothing needs anybody's attention.
@@ -216,9 +263,10 @@ impl Action {
         match self {
             Self::Record { .. } => "record",
             Self::Persist { .. } => "persist",
+            Self::PrepareDisk { .. } => "prepare-disk",
             Self::Start { .. } => "start",
             Self::Teardown { .. } => "teardown",
-            Self::Forget => "forget",
+            Self::Forget { .. } => "forget",
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::RepairTap { .. } => "repair-tap",
@@ -231,88 +279,13 @@ impl Action {
             Self::Record { .. } => "Recorded",
             Self::Persist { reason: PersistReason::Started } => "Started",
             Self::Persist { .. } => "Adopted",
+            Self::PrepareDisk { .. } => "DiskPrepared",
             Self::Start { .. } => "Starting",
             Self::Teardown { .. } => "TornDown",
-            Self::Forget => "Deleted",
+            Self::Forget { .. } => "Deleted",
             Self::Pause => "Paused",
             Self::Resume => "Resumed",
             Self::RepairTap { .. } => "Repaired",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Record { why, .. } => write!(f, "record: {why}"),
-            Self::Persist { reason } => write!(f, "persist: {reason}"),
-            Self::Start { incarnation, vmm, .. } => write!(f, "start with {vmm}, incarnation {incarnation}"),
-            Self::Teardown { reason, .. } => write!(f, "teardown: {reason}"),
-            Self::Forget => f.write_str("forget it: only the count of its incarnations stays"),
-            Self::Pause => f.write_str("pause"),
-            Self::Resume => f.write_str("resume"),
-            Self::RepairTap { tap, bridge: Some(bridge) } => write!(f, "put tap {tap} back on bridge {bridge}"),
-            Self::RepairTap { tap, bridge: None } => write!(f, "take tap {tap} off its bridge"),
-        }
-    }
-}
-
-impl fmt::Display for PersistReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Started => f.write_str("its guest runs"),
-            Self::RecordMissing => f.write_str("it is alive and has no record"),
-            Self::RecordFlawed(why) => write!(f, "it is alive and its record cannot be trusted: {why}"),
-            Self::RecordStale => f.write_str("it is alive and its record is of another life"),
-            Self::HandlesChanged => f.write_str("what it holds changed"),
-        }
-    }
-}
-
-impl fmt::Display for TeardownReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Absent => f.write_str("its manifest is gone"),
-            Self::DeleteRequested => f.write_str("its deletion was asked for"),
-            Self::Stopped => f.write_str("it is declared Stopped"),
-            Self::SpecChanged(fields) => write!(f, "changed: {}", fields.join(", ")),
-            Self::RestartRequested => f.write_str("a restart was asked for"),
-            Self::Died => f.write_str("its VMM is dead"),
-            Self::NeverStarted(why) => write!(f, "its guest never ran: {why}"),
-            Self::GuestShutDown => f.write_str("its guest shut down"),
-            Self::Resumed => f.write_str("a teardown begun earlier goes on"),
-        }
-    }
-}
-
-impl fmt::Display for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IdentityUnknown(why) => write!(f, "cannot tell whether its VMM lives: {why}"),
-            Self::Unhealthy(why) => write!(f, "its VMM lives but does not answer: {why}"),
-            Self::Starting => f.write_str("waiting for its guest to run"),
-            Self::BackingOff { failures, last, .. } => {
-                write!(f, "backing off after {failures} failure{}", if *failures == 1 { "" } else { "s" })?;
-                match last {
-                    Some(ExitRecord { message: Some(message), .. }) => write!(f, ": {message}"),
-                    Some(ExitRecord { status, .. }) => write!(f, ": {status}"),
-                    None => Ok(()),
-                }
-            }
-            Self::Finished(exit) => write!(f, "finished ({}); its restartPolicy lets it rest", exit.status),
-            Self::InvalidManifest(problem) => write!(f, "its manifest is invalid: {problem}"),
-            Self::SourceIncomplete(why) => write!(f, "its manifest may be hidden: {}", why.join("; ")),
-            Self::PruneDelay(_) => f.write_str("its manifest is gone; waiting in case it comes back"),
-            Self::Protected => f.write_str("its manifest is gone, and stead.dev/prune: disabled protects it"),
-            Self::FolderReplaced => {
-                f.write_str("the manifest folder is empty and not the one it was applied from; is it mounted?")
-            }
-            Self::PruneCap { deletions, of } => {
-                write!(f, "deleting {deletions} of {of} VMs is more than the prune cap lets through")
-            }
-            Self::Unclaimed => f.write_str("alive, and no manifest ever declared it"),
-            Self::OnRestart(fields) => write!(f, "changed, to take effect at its next start: {}", fields.join(", ")),
-            Self::Conflict(why) | Self::Unmet(why) => f.write_str(why),
         }
     }
 }

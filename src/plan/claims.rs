@@ -1,4 +1,4 @@
-//! Which VMs use which image: a writable one has one user.
+//! Which VMs use which image: one that is written to has one user, and is nobody's base.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl Claims {
 
     fn add(&mut self, desired: &Desired, vm: &VmName, spec: &VmSpec, holds: bool) {
         for disk in &spec.disks {
-            let claim = Claim { vm: vm.clone(), writes: !disk.read_only, holds };
+            let claim = Claim { vm: vm.clone(), writes: disk.writes_image(), holds };
             self.0.entry(image(desired, &disk.image)).or_default().push(claim);
         }
     }
@@ -62,7 +62,7 @@ impl Claims {
             let claims = self.0.get(&image(desired, &disk.image))?;
             let had_it = booted.is_some_and(|booted| booted.disks.iter().any(|before| before.image == disk.image));
             let clashes =
-                |claim: &&Claim| claim.vm != *vm && (claim.writes || !disk.read_only) && (claim.holds || !had_it);
+                |claim: &&Claim| claim.vm != *vm && (claim.writes || disk.writes_image()) && (claim.holds || !had_it);
             let other = claims.iter().find(clashes)?;
             Some(explain(disk, other))
         })
@@ -72,8 +72,8 @@ impl Claims {
 fn explain(disk: &Disk, other: &Claim) -> String {
     let uses = if other.holds { "is using" } else { "declares" };
     format!(
-        "VM {} {uses} the image of disk {} ({}) too, and one of the two may write to it: give each an image of its own, or \
-         make it readOnly in both",
+        "VM {} {uses} the image of disk {} ({}) too, and one of the two may write to it: give each an image of its own, \
+         make it readOnly in both, or use mode snapshot or copy in both",
         other.vm,
         disk.name,
         disk.image.display()

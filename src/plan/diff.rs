@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::claims::Claims;
 use super::gates::{self, Verdict};
-use super::{Action, Hold, PersistReason, Policy, TeardownReason, VmPlan, fields, remember};
+use super::{Action, Hold, PersistReason, Policy, TeardownReason, VmPlan, disks, drift, fields, remember};
 use crate::desired::{Desired, Origin};
-use crate::host::{GuestState, VmmFacts};
+use crate::host::{GuestState, HostFacts};
 use crate::names::VmName;
 use crate::observed::{Fact, Guest, ObservedVm, Record, VmmProcess};
-use crate::spec::{PowerState, RestartPolicy, UpdatePolicy, Vm, VmSpec, VmmChoice, VmmKind};
+use crate::spec::{DiskMode, PowerState, RestartPolicy, UpdatePolicy, Vm, VmSpec, VmmChoice, VmmKind};
 use crate::state::{ExitStatus, Handles, Ledger, Phase};
 use crate::time::Now;
 
@@ -26,7 +26,7 @@ pub struct Context<'a> {
     /// Who uses which image. Asked only when a VM with disks is to be started, so that it may be worked out then.
     pub claims: &'a dyn Deref<Target = Claims>,
     /// Which VMMs can run here.
-    pub vmms: &'a VmmFacts,
+    pub facts: &'a HostFacts,
     /// Bounds and waits.
     pub policy: &'a Policy,
     /// The present moment.
@@ -137,8 +137,16 @@ impl Context<'_> {
         let spec = &vm.spec;
         let grace_seconds = spec.termination_grace_period_seconds;
         let mut replace = |reason: TeardownReason, plan: &mut VmPlan| {
-            plan.actions.push(Action::Teardown { reason, grace_seconds });
-            self.start(vm, origin, observed, ledger, plan);
+            let mut next = VmPlan::default();
+            self.start(vm, origin, observed, ledger, &mut next);
+            // A guest that runs is not stopped for one that could not start.
+            let is_wish = matches!(reason, TeardownReason::SpecChanged(_) | TeardownReason::RestartRequested);
+            if !(is_wish && next.holds.iter().any(Hold::is_unmet)) {
+                plan.actions.push(Action::Teardown { reason, grace_seconds });
+                plan.actions.append(&mut next.actions);
+            }
+            plan.holds.append(&mut next.holds);
+            plan.wake = plan.wake.take().or(next.wake);
         };
         if is_stopping(observed, process) {
             return replace(TeardownReason::Resumed, plan);
@@ -153,7 +161,7 @@ impl Context<'_> {
         if ledger.restart_requested || remember::restart_annotated(vm, ledger) {
             return replace(TeardownReason::RestartRequested, plan);
         }
-        let changed = changes(vm, observed, process, plan);
+        let changed = drift::changes(vm, observed, process, plan);
         if !changed.is_empty() {
             match spec.update_policy {
                 UpdatePolicy::Recreate => return replace(TeardownReason::SpecChanged(changed), plan),
@@ -179,7 +187,8 @@ impl Context<'_> {
             }
             Guest::Is(GuestState::Running | GuestState::Paused) => {}
         }
-        repair_taps(vm, observed, plan);
+        drift::repair_taps(vm, observed, plan);
+        drift::broken_snapshots(observed, plan);
     }
 
     /// Its VMM lives, and its guest does not run yet.
@@ -238,12 +247,18 @@ impl Context<'_> {
         {
             return plan.holds.push(hold);
         }
-        let vmm = match self.choose_vmm(&vm.spec, ledger) {
+        let vmm = match self.choose_vmm(&vm.spec, observed, ledger) {
             Ok(vmm) => vmm,
             Err(why) => return plan.holds.push(Hold::Unmet(why)),
         };
         if let Some(why) = self.claims.conflict(self.desired, &vm.name, &vm.spec, booted.as_deref()) {
             return plan.holds.push(Hold::Unmet(why));
+        }
+        match disks::prepare(&vm.spec, vmm, observed, self.desired, self.facts) {
+            Ok(steps) => {
+                plan.actions.extend(steps.into_iter().map(|(disk, how)| Action::PrepareDisk { disk, how }));
+            }
+            Err(hold) => return plan.holds.push(hold),
         }
         let lived = observed.record.handles().map(|handles| handles.incarnation).unwrap_or_default();
         let live = observed.process.present().map(|process| process.incarnation).unwrap_or_default();
@@ -271,12 +286,17 @@ impl Context<'_> {
     }
 
     /// Which VMM runs it: the one asked for, else the one that `auto` was settled on, else the best there is.
-    fn choose_vmm(&self, spec: &VmSpec, ledger: &Ledger) -> Result<VmmKind, String> {
-        let firecracker = || match (&self.vmms.firecracker, &self.vmms.kvm) {
-            (Ok(_), Ok(())) => Ok(VmmKind::Firecracker),
-            (Err(why), _) | (_, Err(why)) => Err(why.clone()),
+    fn choose_vmm(&self, spec: &VmSpec, observed: &ObservedVm, ledger: &Ledger) -> Result<VmmKind, String> {
+        let snapshot = spec.disks.iter().find(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file());
+        let firecracker = || match (&self.facts.firecracker, &self.facts.kvm, &self.facts.device_mapper, snapshot) {
+            (Err(why), ..) | (_, Err(why), ..) => Err(why.clone()),
+            // A disk that was made elsewhere says more about what is wrong than the lack of device-mapper here does.
+            (.., Err(why), Some(disk)) if !observed.disks.contains_key(&disk.name) => {
+                Err(disks::no_device_mapper(disk, why))
+            }
+            _ => Ok(VmmKind::Firecracker),
         };
-        let qemu = || self.vmms.qemu.as_ref().map(|_| VmmKind::Qemu).map_err(Clone::clone);
+        let qemu = || self.facts.qemu.as_ref().map(|_| VmmKind::Qemu).map_err(Clone::clone);
         match (spec.vmm, ledger.vmm) {
             (VmmChoice::Firecracker, _) | (VmmChoice::Auto, Some(VmmKind::Firecracker)) => firecracker(),
             (VmmChoice::Qemu, _) | (VmmChoice::Auto, Some(VmmKind::Qemu)) => qemu(),
@@ -316,15 +336,17 @@ impl Context<'_> {
         };
         let reason =
             if observed.ledger.delete_requested { TeardownReason::DeleteRequested } else { TeardownReason::Absent };
+        let policy = accepted.map(|accepted| accepted.vm.spec.deletion_policy).unwrap_or_default();
+        let disks = (!observed.disks.is_empty()).then_some(policy);
         match verdict {
             Some(Verdict::Delete) => {
                 let is_stopping = process.is_some_and(|process| is_stopping(observed, process));
                 if process.is_some() || has_leftovers(observed) {
                     let reason = if is_stopping { TeardownReason::Resumed } else { reason };
                     plan.actions.push(Action::Teardown { reason, grace_seconds });
-                    plan.actions.push(Action::Forget);
+                    plan.actions.push(Action::Forget { disks });
                 } else if !remember::is_forgotten(&observed.ledger) {
-                    plan.actions.push(Action::Forget);
+                    plan.actions.push(Action::Forget { disks });
                 }
             }
             Some(Verdict::Unclaimed) if process.is_none() && !has_leftovers(observed) => {}
@@ -365,14 +387,19 @@ fn is_starting(observed: &ObservedVm, process: &VmmProcess) -> bool {
 }
 
 /// The record, if it is of this life.
-fn life<'a>(observed: &'a ObservedVm, process: &VmmProcess) -> Option<&'a Handles> {
+pub(super) fn life<'a>(observed: &'a ObservedVm, process: &VmmProcess) -> Option<&'a Handles> {
     observed.record.handles().filter(|handles| handles.incarnation == process.incarnation)
 }
 
 /// Whether a dead VM left anything that is to be freed.
 fn has_leftovers(observed: &ObservedVm) -> bool {
     let has_record = !matches!(observed.record, Record::Missing);
-    has_record || !observed.leftover_files.is_empty() || observed.taps.values().any(|tap| tap.present().is_some())
+    has_record
+        || !observed.leftover_files.is_empty()
+        || observed.taps.values().any(|tap| tap.present().is_some())
+        || observed.dm_devices.values().any(|dm| dm.present().is_some())
+        || observed.loops.values().any(|device| device.present().is_some())
+        || observed.cgroup.present().is_some()
 }
 
 fn reason_to_free(observed: &ObservedVm, power_state: PowerState) -> TeardownReason {
@@ -380,52 +407,5 @@ fn reason_to_free(observed: &ObservedVm, power_state: PowerState) -> TeardownRea
         Some(Phase::Stopping) => TeardownReason::Resumed,
         _ if power_state == PowerState::Stopped => TeardownReason::Stopped,
         _ => TeardownReason::Died,
-    }
-}
-
-/// What changed since the VM booted that it cannot take up, in the manifest's words.
-fn changes(vm: &Vm, observed: &ObservedVm, process: &VmmProcess, plan: &mut VmPlan) -> Vec<String> {
-    let stored = life(observed, process).and_then(|handles| handles.spec.as_ref());
-    let Some(stored) = stored else {
-        plan.notes.push("SpecUnknown: nobody knows what it booted with; a restart would settle it".to_owned());
-        return Vec::new();
-    };
-    match stored.completed_from(&vm.spec) {
-        Ok(booted) => {
-            let mut changed = fields::compare(&booted, &vm.spec);
-            let other_kind = match vm.spec.vmm {
-                VmmChoice::Auto => false,
-                VmmChoice::Firecracker => process.vmm != VmmKind::Firecracker,
-                VmmChoice::Qemu => process.vmm != VmmKind::Qemu,
-            };
-            if other_kind {
-                changed.push("vmm".to_owned());
-            }
-            changed
-        }
-        Err(error) => {
-            plan.notes.push(format!("SpecUnknown: what it booted with cannot be read: {error}"));
-            Vec::new()
-        }
-    }
-}
-
-/// Taps that are not where the manifest wants them.
-fn repair_taps(vm: &Vm, observed: &ObservedVm, plan: &mut VmPlan) {
-    let Some(handles) = observed.record.handles() else { return };
-    for handle in &handles.tap_devices {
-        let wanted = vm.spec.network_interfaces.iter().find(|interface| interface.name == handle.interface);
-        // An adopted VM's taps are as its other manager made them, until the VM is started anew.
-        let Some(wanted) = wanted.filter(|_| handles.spec.is_some()) else { continue };
-        match observed.taps.get(&handle.tap) {
-            Some(Fact::Present(tap)) if tap.bridge != wanted.bridge => {
-                plan.actions.push(Action::RepairTap { tap: handle.tap.clone(), bridge: wanted.bridge.clone() });
-            }
-            Some(Fact::Absent) => plan.notes.push(format!(
-                "Drifted: its tap {} is gone, so its guest has no network on {}; `stead restart {}` makes a new one",
-                handle.tap, handle.interface, vm.name
-            )),
-            _ => {}
-        }
     }
 }

@@ -5,13 +5,17 @@
 mod action;
 pub mod claims;
 mod diff;
+pub mod disks;
+mod drift;
 pub mod fields;
 pub mod gates;
+pub mod orphans;
 mod remember;
 pub mod retry;
 pub mod show;
+mod words;
 
-pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, TeardownReason, VmPlan};
+pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, Preparation, TeardownReason, VmPlan};
 pub use diff::Context;
 
 use std::cell::LazyCell;
@@ -41,6 +45,8 @@ pub struct Policy {
     pub prune_window: Duration,
     /// Deletions that are let through whatever their share.
     pub prune_free: usize,
+    /// How long a kernel object must have been seen with nothing to account for it before it is freed.
+    pub orphan_min_age: Duration,
 }
 
 impl Default for Policy {
@@ -53,6 +59,7 @@ impl Default for Policy {
             prune_delay: Duration::from_secs(3),
             prune_window: Duration::from_secs(600),
             prune_free: 2,
+            orphan_min_age: Duration::from_secs(300),
         }
     }
 }
@@ -83,7 +90,7 @@ pub fn plan(
 ) -> Plan {
     let verdicts = gates::decide(desired, observed.vms.iter(), &observed.gates, absences, policy, allow, now);
     let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
-    let context = Context { desired, claims: &claims, vmms: &observed.vmms, policy, now };
+    let context = Context { desired, claims: &claims, facts: &observed.facts, policy, now };
     let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));
     Plan { vms: vms.collect(), digest: verdicts.digest }
 }

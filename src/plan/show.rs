@@ -76,9 +76,12 @@ fn has_news(vm: &VmPlan) -> bool {
 fn sign(action: &Action) -> (&'static str, &'static str) {
     match action {
         Action::Start { .. } => ("+", "32"),
-        Action::Teardown { .. } | Action::Forget => ("-", "31"),
-        Action::Record { .. } | Action::Persist { .. } | Action::Pause | Action::Resume | Action::RepairTap { .. } => {
-            ("~", "36")
-        }
+        Action::Teardown { .. } | Action::Forget { .. } => ("-", "31"),
+        Action::Record { .. }
+        | Action::Persist { .. }
+        | Action::PrepareDisk { .. }
+        | Action::Pause
+        | Action::Resume
+        | Action::RepairTap { .. } => ("~", "36"),
     }
 }

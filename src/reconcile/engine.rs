@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
+use super::upkeep::{self, Upkeep};
 use super::worker::{self, Report, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, requests};
 use crate::control::{Reply, Request};
@@ -39,15 +40,18 @@ pub(super) struct Engine {
     progress_in: mpsc::UnboundedSender<Progress>,
     changes: usize,
     pub(super) wakeups: Wakeups,
+    upkeep: Upkeep,
     exits: mpsc::UnboundedReceiver<VmName>,
 }
 
-/// Something that happened to a VM.
+/// Something that happened.
 pub(super) enum Event {
     /// A worker has ended its turn.
     TurnEnded(Result<(VmName, Box<Report>), JoinError>),
     /// Its VMM has ended.
     Exited(VmName),
+    /// Something that is done for the host as a whole has ended.
+    UpkeepEnded(Result<upkeep::Ended, JoinError>),
     /// A moment came.
     Deadline,
 }
@@ -93,6 +97,7 @@ impl Engine {
             progress_in,
             changes: 0,
             wakeups: Wakeups::default(),
+            upkeep: Upkeep::default(),
             exits,
         };
         (engine, progress)
@@ -174,6 +179,9 @@ impl Engine {
         for name in &names {
             self.wake(name, reason);
         }
+        if self.only.is_none() {
+            self.upkeep.survey(&self.shared);
+        }
         Ok(())
     }
 
@@ -202,6 +210,10 @@ impl Engine {
                 return;
             }
             self.adopt_now();
+        }
+        self.upkeep.promote(&self.shared);
+        if !self.upkeep.lets_turns_begin(self.wakeups.working(), &self.shared) {
+            return;
         }
         while self.wakeups.working() < self.stead().settings.parallel {
             let Some((name, reasons)) = self.wakeups.take(Instant::now()) else { return };
@@ -290,7 +302,7 @@ impl Engine {
 
     /// The next thing that happens to a VM. May be dropped and called again without losing anything.
     pub(super) async fn event(&mut self) -> Event {
-        let deadline = self.wakeups.next_deadline();
+        let deadline = [self.wakeups.next_deadline(), self.upkeep.next_deadline()].into_iter().flatten().min();
         let deadline = async move {
             match deadline {
                 Some(when) => tokio::time::sleep_until(when.into()).await,
@@ -301,6 +313,7 @@ impl Engine {
             biased;
             // An empty set of turns gives `None` at once, which disables its branch.
             Some(ended) = self.turns.join_next() => Event::TurnEnded(ended),
+            Some(ended) = self.upkeep.ended() => Event::UpkeepEnded(ended),
             Some(name) = self.exits.recv() => Event::Exited(name),
             () = deadline => Event::Deadline,
         }
@@ -314,6 +327,10 @@ impl Engine {
                 self.absorb(name, *report);
             }
             Event::Exited(name) => self.wakeups.wake(&name, Reason::Exited),
+            Event::UpkeepEnded(ended) => {
+                let ended = ended.map_err(ReconcileError::Worker)?;
+                self.changes += self.upkeep.take_in(ended, &self.shared);
+            }
             // `dispatch` finds whose it is.
             Event::Deadline => {}
         }
@@ -368,6 +385,7 @@ impl Engine {
                 let _ = reply.send(answer);
             }
             Request::Adopt { dir } => self.adoptions.push((dir, reply)),
+            Request::Gc => self.upkeep.ask(reply),
             Request::Ping => {
                 let _ = reply.send(requests::pong());
             }
@@ -376,7 +394,7 @@ impl Engine {
 
     fn adopt_now(&mut self) {
         for (dir, reply) in std::mem::take(&mut self.adoptions) {
-            let (answer, names) = requests::adopt(&self.shared.stead, &self.shared.cache, &self.shared.scan, &dir);
+            let (answer, names) = requests::adopt(&self.shared.stead, &self.shared.memory, &self.shared.scan, &dir);
             for name in names {
                 self.wake(&name, Reason::Request);
             }
@@ -403,8 +421,15 @@ impl Engine {
         Some((1 + waiting.count(), format!("{name}: {why}")))
     }
 
+    /// Whether a one-shot pass is through.
+    pub(super) fn is_through(&self) -> bool {
+        self.waiting_for().is_none() && self.wakeups.is_idle() && !self.upkeep.is_busy()
+    }
+
     /// Lets go of what is still under way: the time ran out.
     pub(super) fn stop_waiting(&mut self) {
+        self.shared.memory.images.close();
+        self.upkeep.stop();
         for seen in self.seen.values_mut() {
             seen.under_way = None;
         }

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use super::Stead;
+use super::{Memory, Stead};
 use crate::act;
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
 use crate::names::VmName;
 use crate::observed::Record;
-use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::Looker;
 use crate::state::{Approval, FORMAT_VERSION, GateState, Ledger, encode};
@@ -31,7 +30,9 @@ pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, requ
             ledger.delete_requested = true;
             Ok(format!("{name} will be deleted"))
         }),
-        Request::Approve { .. } | Request::Adopt { .. } | Request::Ping => refused("this request is not about one VM"),
+        Request::Approve { .. } | Request::Adopt { .. } | Request::Gc | Request::Ping => {
+            refused("this request is not about one VM")
+        }
     }
 }
 
@@ -84,9 +85,9 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
 }
 
 /// Takes over the VMs that another manager left in `dir`.
-pub(super) fn adopt(stead: &Stead, cache: &HandleCache, scan: &ProcessScan, dir: &Path) -> (Reply, Vec<VmName>) {
-    let vmms = stead.host.vmm_facts();
-    let results = act::adopt(&stead.actor(cache, &vmms), &stead.looker(cache, scan), dir);
+pub(super) fn adopt(stead: &Stead, memory: &Memory, scan: &ProcessScan, dir: &Path) -> (Reply, Vec<VmName>) {
+    let facts = stead.host.host_facts();
+    let results = act::adopt(&stead.actor(memory, &facts), &stead.looker(&memory.cache, scan), dir);
     let mut lines = Vec::new();
     let mut names = Vec::new();
     let mut failed = false;

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Progress, Stead, requests};
-use crate::act::{ActError, Actor, Outcome};
+use super::{Memory, Progress, Stead, requests};
+use crate::act::{ActError, Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
-use crate::host::{ProcessIdentity, VmmFacts};
+use crate::host::{HostFacts, ProcessIdentity};
 use crate::names::VmName;
-use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Fact, ObservedVm};
@@ -35,7 +34,7 @@ const UNKNOWN_POLL: Duration = Duration::from_secs(5);
 /// What all turns share.
 pub(super) struct Shared {
     pub(super) stead: Stead,
-    pub(super) cache: HandleCache,
+    pub(super) memory: Memory,
     pub(super) scan: ProcessScan,
     pub(super) gates: Mutex<GateState>,
     /// The process of each VM whose end is watched.
@@ -83,9 +82,14 @@ enum Round {
 
 impl Shared {
     pub(super) fn new(stead: Stead, gates: GateState, exits: mpsc::UnboundedSender<VmName>) -> Self {
+        let ended = exits.clone();
+        let wake: Wake = Arc::new(move |name| {
+            // The loop may have ended before what the VM waited for did.
+            let _ = ended.send(name.clone());
+        });
         Self {
             stead,
-            cache: HandleCache::default(),
+            memory: Memory::new(wake),
             scan: ProcessScan::default(),
             gates: Mutex::new(gates),
             watched: Mutex::default(),
@@ -95,7 +99,7 @@ impl Shared {
     }
 
     pub(super) fn looker(&self) -> Looker<'_> {
-        self.stead.looker(&self.cache, &self.scan)
+        self.stead.looker(&self.memory.cache, &self.scan)
     }
 
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
@@ -109,19 +113,19 @@ impl Shared {
         if reasons.contains(&Reason::Startup) || reasons.contains(&Reason::Resync) {
             self.tidy(&name);
         }
-        let vmms = self.stead.host.vmm_facts();
-        let actor = self.stead.actor(&self.cache, &vmms);
+        let facts = self.stead.host.host_facts();
+        let actor = self.stead.actor(&self.memory, &facts);
         let mut events = Vec::new();
         let claims = Box::new(claims);
         let plan_by = |observed: &ObservedVm| {
             let now = self.stead.host.now();
             let policy = &self.stead.settings.policy;
-            let context = Context { desired: &desired, claims: &claims, vmms: &vmms, policy, now: &now };
+            let context = Context { desired: &desired, claims: &claims, facts: &facts, policy, now: &now };
             (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
         let report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
         tell_holds(&report, &held_before, &mut events);
-        self.publish(&report, &vmms, events);
+        self.publish(&report, &facts, events);
         report
     }
 
@@ -188,13 +192,15 @@ impl Shared {
                 Round::Done
             }
             Ok(Outcome::Later(what, deadline)) => {
-                *changes += 1;
                 // Told once: the same step is taken again each time the VM is looked at until it is done.
+                let is_stop = observed.process.present().is_some() && matches!(action, Action::Teardown { .. });
                 let is_new = observed.record.handles().is_none_or(|handles| handles.phase != Phase::Stopping);
-                if is_new {
+                if is_stop && is_new {
+                    *changes += 1;
                     tracing::info!(vm = %name, action = action.kind(), "{action}: {what}");
                     events.push(NewEvent::normal("Stopping", format!("{action}: {what}")));
                 }
+                let _ = progress.send(Progress::Acting { vm: name.clone(), action: what.clone() });
                 let now = self.stead.host.now();
                 Round::Later(what, now.until(&deadline).unwrap_or_default())
             }
@@ -211,7 +217,7 @@ impl Shared {
             }
             return;
         };
-        self.cache.set_process(&observed.name, vmm.clone());
+        self.memory.cache.set_process(&observed.name, vmm.clone());
         let identity = vmm.process.identity;
         if lock(&self.watched).insert(observed.name.clone(), identity) == Some(identity) {
             return;
@@ -230,8 +236,10 @@ impl Shared {
     /// Sweeps up after crashed writes and keeps the logs within their bound.
     fn tidy(&self, name: &VmName) {
         let layout = &self.stead.layout;
-        if let Err(error) = self.stead.host.sweep_temporaries(&layout.vm_dir(name)) {
-            tracing::warn!(vm = %name, "sweeping temporary files: {error}");
+        for folder in [layout.vm_dir(name), layout.disks(name)] {
+            if let Err(error) = self.stead.host.sweep_temporaries(&folder) {
+                tracing::warn!(vm = %name, "sweeping temporary files: {error}");
+            }
         }
         for log in [layout.console_log(name), layout.vmm_log(name)] {
             if let Err(error) = self.stead.host.trim_log(&log, self.stead.settings.log_limit) {
@@ -241,7 +249,7 @@ impl Shared {
     }
 
     /// Writes status.json, when it says anything new.
-    fn publish(&self, report: &Report, vmms: &VmmFacts, events: Vec<NewEvent>) {
+    fn publish(&self, report: &Report, facts: &HostFacts, events: Vec<NewEvent>) {
         let observed = &report.observed;
         let name = &observed.name;
         let path = self.stead.layout.status(name);
@@ -253,12 +261,13 @@ impl Shared {
             let bytes = self.stead.host.read_state_file(&path).ok().flatten()?;
             serde_json::from_slice(&bytes).ok().map(Arc::new)
         });
-        let advisories = advisories(observed, vmms);
+        let advisories = advisories(observed, facts);
         let input = status::StatusInput {
             observed,
             plan: &report.plan,
             generation: observed.ledger.accepted.as_ref().map(|accepted| accepted.generation),
             last_error: report.failure.as_deref(),
+            under_way: report.under_way.as_deref(),
             advisories: &advisories,
         };
         let now = self.stead.host.now();
@@ -328,11 +337,11 @@ fn wake_after(plan: &VmPlan, observed: &ObservedVm, now: &Now) -> Option<Duratio
 }
 
 /// Known holes of the VMM that runs this VM.
-fn advisories(observed: &ObservedVm, vmms: &VmmFacts) -> Vec<String> {
+fn advisories(observed: &ObservedVm, facts: &HostFacts) -> Vec<String> {
     let Some(vmm) = observed.process.present() else { return Vec::new() };
     let program = match vmm.vmm {
-        crate::spec::VmmKind::Firecracker => &vmms.firecracker,
-        crate::spec::VmmKind::Qemu => &vmms.qemu,
+        crate::spec::VmmKind::Firecracker => &facts.firecracker,
+        crate::spec::VmmKind::Qemu => &facts.qemu,
     };
     let version = program.as_ref().ok().and_then(|program| program.version.as_deref());
     version.map_or_else(Vec::new, |version| crate::vmm::advisories::of(vmm.vmm, version))

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{FORMAT_VERSION, GateState, Handles, Ledger};
+use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger, OrphanState};
 use crate::names::{VmName, VmUid};
 
 /// Why a state file's content cannot be trusted. Such a file is set aside, never deleted and never obeyed.
@@ -30,6 +30,12 @@ pub enum Flaw {
         /// Whom it names.
         found: String,
     },
+    /// A copy of another disk's record.
+    #[error("it is of disk {found}, not of this one")]
+    OtherDisk {
+        /// Which it names.
+        found: VmName,
+    },
 }
 
 /// Reads a handles.json that should be of the VM `name` with `uid`.
@@ -46,8 +52,23 @@ pub fn parse_ledger(bytes: &[u8], name: &VmName, uid: VmUid) -> Result<Ledger, F
     Ok(ledger)
 }
 
+/// Reads the record of a disk that should be `disk` of the VM `name` with `uid`.
+pub fn parse_disk_record(bytes: &[u8], name: &VmName, uid: VmUid, disk: &VmName) -> Result<DiskRecord, Flaw> {
+    let record: DiskRecord = parse(bytes)?;
+    check_owner(&record.name, record.uid, name, uid)?;
+    if record.disk != *disk {
+        return Err(Flaw::OtherDisk { found: record.disk });
+    }
+    Ok(record)
+}
+
 /// Reads gates.json.
 pub fn parse_gates(bytes: &[u8]) -> Result<GateState, Flaw> {
+    parse(bytes)
+}
+
+/// Reads orphans.json.
+pub fn parse_orphans(bytes: &[u8]) -> Result<OrphanState, Flaw> {
     parse(bytes)
 }
 

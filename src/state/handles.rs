@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::StoredSpec;
-use crate::desired::Origin;
-use crate::names::{Incarnation, VmName, VmUid};
+use crate::desired::{FileId, Origin};
+use crate::names::{DmLayer, Incarnation, VmName, VmUid};
 use crate::spec::VmmKind;
 use crate::time::{BootId, Deadline};
 
@@ -47,6 +47,15 @@ pub struct Handles {
     /// The taps this life holds or is about to hold.
     #[serde(default)]
     pub tap_devices: Vec<TapHandle>,
+    /// The loop devices this life holds or is about to hold, those over base images included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loops: Vec<LoopHandle>,
+    /// The device-mapper devices this life holds or is about to hold, in the order in which they are made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dm_devices: Vec<DmHandle>,
+    /// The cgroup of its processes, below the root of the cgroup v2 hierarchy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// The spec as booted; `None` for a VM found alive whose spec nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<StoredSpec>,
@@ -72,6 +81,42 @@ pub struct Handles {
 }
 
 impl Handles {
+    /// The record of a life that is about to begin, and holds nothing yet.
+    pub fn new(
+        name: VmName,
+        uid: VmUid,
+        incarnation: Incarnation,
+        vmm: VmmKind,
+        api_socket: PathBuf,
+        boot: BootId,
+    ) -> Self {
+        Self {
+            version: super::FORMAT_VERSION,
+            name,
+            uid,
+            incarnation,
+            phase: Phase::Starting,
+            boot_id: boot,
+            vmm,
+            pid: None,
+            start_time: None,
+            pidfd_inode: None,
+            api_socket,
+            identity_socket: None,
+            tap_devices: Vec::new(),
+            loops: Vec::new(),
+            dm_devices: Vec::new(),
+            cgroup: None,
+            spec: None,
+            origin: None,
+            adopted: false,
+            began: None,
+            stopping: None,
+            blocked: BTreeMap::new(),
+            extra: Map::new(),
+        }
+    }
+
     /// Whether this record is of exactly this process of this boot.
     pub fn is_of(&self, process: &crate::host::ProcessIdentity, boot_id: &BootId) -> bool {
         self.boot_id == *boot_id
@@ -106,6 +151,40 @@ pub struct TapHandle {
     /// The bridge it is to be a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+}
+
+/// A loop device that a VM holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoopHandle {
+    /// The VM's disk it serves.
+    pub disk: VmName,
+    /// Its owner tag. By it and the backing file it is found again; one with the tag of base images is shared.
+    pub tag: String,
+    /// The file it is bound to.
+    pub file: PathBuf,
+    /// That file by device and inode.
+    pub backing: FileId,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// What the kernel called it, once made. For people: the number is another's as soon as it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
+
+/// A device-mapper device that a VM holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DmHandle {
+    /// The VM's disk it serves.
+    pub disk: VmName,
+    /// What it is for.
+    pub layer: DmLayer,
+    /// Its name.
+    pub name: String,
+    /// Its owner tag.
+    pub uuid: String,
+    /// What the kernel called it, once made. For people: the number is another's as soon as it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// A teardown under way.

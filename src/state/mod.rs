@@ -2,15 +2,19 @@
 //!
 //! Unknown fields survive a rewrite, so that an older stead does not lose what a newer one wrote.
 
+mod disks;
 mod files;
 mod gates;
 mod handles;
 mod ledger;
+mod orphans;
 
-pub use files::{Flaw, encode, parse_gates, parse_handles, parse_ledger};
+pub use disks::DiskRecord;
+pub use files::{Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans};
 pub use gates::{Approval, Deletion, GateState};
-pub use handles::{Blocked, Handles, Phase, Stopping, TapHandle};
+pub use handles::{Blocked, DmHandle, Handles, LoopHandle, Phase, Stopping, TapHandle};
 pub use ledger::{Accepted, Backoff, Booted, ExitRecord, ExitStatus, Ledger};
+pub use orphans::OrphanState;
 
 use std::borrow::Cow;
 

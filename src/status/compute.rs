@@ -22,6 +22,8 @@ pub struct StatusInput<'a> {
     pub generation: Option<u64>,
     /// What went wrong in this pass.
     pub last_error: Option<&'a str>,
+    /// How far something has come that was begun and goes on.
+    pub under_way: Option<&'a str>,
     /// Known holes of this VMM's version, where they apply.
     pub advisories: &'a [String],
 }

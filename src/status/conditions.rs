@@ -57,6 +57,8 @@ fn ready(phase: VmPhase, input: &StatusInput<'_>) -> Verdict {
 fn progressing(input: &StatusInput<'_>) -> Verdict {
     let kind = ConditionType::Progressing;
     if let Some((reason, message)) = input.plan.actions.iter().find_map(under_way) {
+        // How far it has come says more than what it is.
+        let message = input.under_way.map_or(message, str::to_owned);
         return Verdict::new(kind, true, reason, message);
     }
     if let Record::Valid(handles) = &input.observed.record
@@ -66,7 +68,7 @@ fn progressing(input: &StatusInput<'_>) -> Verdict {
     }
     let waits = |hold: &Hold| matches!(hold, Hold::Starting | Hold::BackingOff { .. } | Hold::PruneDelay(_));
     match held(input, waits).or_else(|| input.plan.holds.first()) {
-        Some(hold) => Verdict::new(kind, waits(hold), reason(hold), hold.to_string()),
+        Some(hold) => Verdict::new(kind, waits(hold), hold.reason(), hold.to_string()),
         None => Verdict::new(kind, false, "Converged", "it is as declared"),
     }
 }
@@ -79,7 +81,8 @@ fn under_way(action: &Action) -> Option<(&'static str, String)> {
             Some(("Starting", format!("to be started by {vmm}, life {incarnation}")))
         }
         Action::Teardown { reason, .. } => Some(("TearingDown", reason.to_string())),
-        Action::Forget => Some(("Forgetting", "it was deleted".to_owned())),
+        Action::PrepareDisk { disk, how } => Some(("PreparingDisk", format!("disk {}: {how}", disk.name))),
+        Action::Forget { .. } => Some(("Forgetting", "it was deleted".to_owned())),
         Action::Pause => Some(("Pausing", "to be paused".to_owned())),
         Action::Resume => Some(("Resuming", "to be resumed".to_owned())),
         Action::RepairTap { tap, bridge: Some(bridge) } => Some(("Repairing", format!("{tap} goes back to {bridge}"))),
@@ -94,7 +97,7 @@ fn degraded(input: &StatusInput<'_>) -> Verdict {
         return Verdict::new(kind, true, "ActionFailed", error);
     }
     if let Some(hold) = held(input, needs_attention) {
-        return Verdict::new(kind, true, reason(hold), hold.to_string());
+        return Verdict::new(kind, true, hold.reason(), hold.to_string());
     }
     if let Record::Valid(handles) = &input.observed.record
         && !handles.blocked.is_empty()
@@ -122,25 +125,4 @@ fn held<'a>(input: &StatusInput<'a>, wanted: impl Fn(&Hold) -> bool) -> Option<&
 fn needs_attention(hold: &Hold) -> bool {
     let passes = matches!(hold, Hold::Starting | Hold::PruneDelay(_) | Hold::OnRestart(_));
     !passes && !hold.is_at_rest()
-}
-
-/// A hold in one word.
-fn reason(hold: &Hold) -> &'static str {
-    match hold {
-        Hold::IdentityUnknown(_) => "IdentityUnknown",
-        Hold::Unhealthy(_) => "Unhealthy",
-        Hold::Starting => "Starting",
-        Hold::BackingOff { .. } => "BackingOff",
-        Hold::Finished(_) => "Finished",
-        Hold::InvalidManifest(_) => "InvalidManifest",
-        Hold::Conflict(_) => "Conflict",
-        Hold::SourceIncomplete(_) => "SourceIncomplete",
-        Hold::PruneDelay(_) => "PruneDelay",
-        Hold::Protected => "Protected",
-        Hold::FolderReplaced => "FolderReplaced",
-        Hold::PruneCap { .. } => "PruneCap",
-        Hold::Unclaimed => "Unclaimed",
-        Hold::OnRestart(_) => "OnRestart",
-        Hold::Unmet(_) => "Unmet",
-    }
 }

@@ -1,16 +1,14 @@
 //! VMs and moments for tests.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
 
 use crate::host::{GuestState, ProcessHandle, ProcessIdentity};
 use crate::names::{Incarnation, StateId, VmName};
-use crate::observed::{Fact, Guest, ObservedVm, Record, VmmProcess};
+use crate::observed::{Fact, Guest, ObservedVm, VmmProcess};
 use crate::plan::{Action, Hold, VmPlan};
 use crate::spec::VmmKind;
-use crate::state::{ExitStatus, Ledger};
 use crate::time::{BootId, Now};
 
 /// A moment, in seconds since boot and since 1970.
@@ -23,18 +21,7 @@ pub(crate) fn now(second: i64) -> Now {
 pub(crate) fn gone() -> ObservedVm {
     let name: VmName = "web".parse().unwrap();
     let uid = StateId::derive("m", Path::new("/s")).uid(&name);
-    ObservedVm {
-        ledger: Ledger::new(name.clone(), uid),
-        name,
-        record: Record::Missing,
-        ledger_flaw: None,
-        process: Fact::Absent,
-        guest: Guest::NoVmm,
-        exit: ExitStatus::Unknown,
-        exit_message: None,
-        taps: BTreeMap::new(),
-        leftover_files: vec![],
-    }
+    ObservedVm::nothing(name, uid)
 }
 
 /// A VM whose guest does this, in its third life.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::DiskSource;
 use crate::host::{GuestState, VmmCommand, VmmError};
 use crate::spec::VmSpec;
 use crate::state::TapHandle;
@@ -30,7 +31,7 @@ pub fn arguments(id: &str, api_socket: &Path, config_file: &Path) -> Vec<OsStrin
 }
 
 /// The content of the configuration file.
-pub fn config(spec: &VmSpec, taps: &[TapHandle]) -> Vec<u8> {
+pub fn config(spec: &VmSpec, disks: &[DiskSource], taps: &[TapHandle]) -> Vec<u8> {
     let mut boot = json!({
         "kernel_image_path": spec.boot.kernel,
         "boot_args": super::kernel_command_line(spec),
@@ -41,11 +42,12 @@ pub fn config(spec: &VmSpec, taps: &[TapHandle]) -> Vec<u8> {
     let drives: Vec<Value> = spec
         .disks
         .iter()
-        .map(|disk| {
+        .zip(disks)
+        .map(|(disk, source)| {
             json!({
                 // Letters, digits and '_' only.
                 "drive_id": disk.name.as_str().replace('-', "_"),
-                "path_on_host": disk.image,
+                "path_on_host": source.path(),
                 // See `kernel_command_line`.
                 "is_root_device": false,
                 "is_read_only": disk.read_only,
@@ -140,10 +142,10 @@ pub fn read_version(output: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::tests::{disk, interface, spec};
+    use crate::vmm::tests::{disk, interface, sources, spec};
 
     fn read(spec: &VmSpec, taps: &[TapHandle]) -> Value {
-        serde_json::from_slice(&config(spec, taps)).unwrap()
+        serde_json::from_slice(&config(spec, &sources(spec), taps)).unwrap()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod advisories;
 pub mod firecracker;
+pub mod qcow2;
 pub mod qemu;
 
 use std::ffi::OsString;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use crate::names::VmName;
-use crate::spec::{Disk, MacAddress, NetworkInterface, VmSpec, VmmKind};
+use crate::spec::{MacAddress, NetworkInterface, VmSpec, VmmKind};
 use crate::state::TapHandle;
 
 /// Everything that decides how a VMM is started.
@@ -34,12 +35,37 @@ pub struct LaunchInput<'a> {
     pub console_log: &'a Path,
     /// Where the VMM's own words go, appended.
     pub vmm_log: &'a Path,
+    /// What the VMM opens for each disk, in the order of the spec's disks.
+    pub disks: &'a [DiskSource],
     /// The taps, in the order of the spec's network interfaces.
     pub taps: &'a [TapHandle],
     /// How QEMU virtualises.
     pub accel: qemu::Accel,
     /// Whether `/dev/kvm` works here; settles [`qemu::Accel::Auto`].
     pub kvm_usable: bool,
+}
+
+/// What a VMM opens for a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// A file or block device whose bytes are the disk's.
+    Raw(PathBuf),
+    /// A qcow2 file over an image. Only QEMU reads it.
+    Overlay {
+        /// The qcow2 file.
+        overlay: PathBuf,
+        /// The image under it.
+        image: PathBuf,
+    },
+}
+
+impl DiskSource {
+    /// What is opened first.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Raw(path) | Self::Overlay { overlay: path, .. } => path,
+        }
+    }
 }
 
 /// How a VMM is started.
@@ -58,7 +84,7 @@ pub fn launch(input: &LaunchInput<'_>) -> Launch {
     match input.kind {
         VmmKind::Firecracker => Launch {
             args: firecracker::arguments(&input.id, input.api_socket, input.config_file),
-            config: Some(firecracker::config(input.spec, input.taps)),
+            config: Some(firecracker::config(input.spec, input.disks, input.taps)),
             // Firecracker's serial port is its standard output.
             stdout: input.console_log.to_owned(),
         },
@@ -110,15 +136,15 @@ fn disk_serial(name: &VmName) -> &str {
     &name.as_str()[..name.as_str().len().min(20)]
 }
 
-/// Whether an image is a block device rather than a file. Told by its path, since nothing is looked at here.
-fn is_block_device(disk: &Disk) -> bool {
-    disk.image.starts_with("/dev")
+/// Whether this is a block device rather than a file. Told by its path, since nothing is looked at here.
+fn is_block_device(path: &Path) -> bool {
+    path.starts_with("/dev")
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::spec::{Boot, DeletionPolicy, DiskMode, PowerState, RestartPolicy, UpdatePolicy, VmmChoice};
+    use crate::spec::{Boot, DeletionPolicy, Disk, DiskMode, PowerState, RestartPolicy, UpdatePolicy, VmmChoice};
 
     pub(crate) fn spec() -> VmSpec {
         VmSpec {
@@ -140,6 +166,11 @@ pub(crate) mod tests {
         Disk { name: name.parse().unwrap(), image: image.into(), mode: DiskMode::Direct, read_only, size_bytes: None }
     }
 
+    /// What is opened for each disk of a spec whose disks are all direct.
+    pub(crate) fn sources(spec: &VmSpec) -> Vec<DiskSource> {
+        spec.disks.iter().map(|disk| DiskSource::Raw(disk.image.clone())).collect()
+    }
+
     pub(crate) fn interface(name: &str, tap: &str, mac: Option<&str>) -> (NetworkInterface, TapHandle) {
         let name: VmName = name.parse().unwrap();
         let mac_address = mac.map(|mac| mac.parse().unwrap());
@@ -147,7 +178,12 @@ pub(crate) mod tests {
         (NetworkInterface { name, bridge: None, mac_address }, tap)
     }
 
-    pub(crate) fn input<'a>(spec: &'a VmSpec, kind: VmmKind, taps: &'a [TapHandle]) -> LaunchInput<'a> {
+    pub(crate) fn input<'a>(
+        spec: &'a VmSpec,
+        kind: VmmKind,
+        disks: &'a [DiskSource],
+        taps: &'a [TapHandle],
+    ) -> LaunchInput<'a> {
         LaunchInput {
             spec,
             kind,
@@ -157,6 +193,7 @@ pub(crate) mod tests {
             config_file: Path::new("/s/vmm.json"),
             console_log: Path::new("/s/console.log"),
             vmm_log: Path::new("/s/vmm.log"),
+            disks,
             taps,
             accel: qemu::Accel::Auto,
             kvm_usable: false,

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use qapi::qmp::RunState;
 use serde_json::{Value, json};
 
-use super::LaunchInput;
+use super::{DiskSource, LaunchInput};
 use crate::host::GuestState;
 use crate::spec::Disk;
 
@@ -24,6 +24,17 @@ pub enum Accel {
     Kvm,
     /// QEMU's own emulation: slow, and works everywhere.
     Tcg,
+}
+
+impl Accel {
+    /// Whether the kernel virtualises, on a host where KVM can or cannot be used.
+    pub fn is_kvm(self, kvm_usable: bool) -> bool {
+        match self {
+            Self::Kvm => true,
+            Self::Tcg => false,
+            Self::Auto => kvm_usable,
+        }
+    }
 }
 
 impl fmt::Display for Accel {
@@ -61,11 +72,7 @@ const TCG_KERNEL_ARGS: &str = "tsc_early_khz=2300000 no_timer_check";
 /// The arguments. Values that people choose are passed as JSON or doubled commas, so that none of them is read as options.
 pub fn arguments(input: &LaunchInput<'_>) -> Vec<OsString> {
     let spec = input.spec;
-    let kvm = match input.accel {
-        Accel::Kvm => true,
-        Accel::Tcg => false,
-        Accel::Auto => input.kvm_usable,
-    };
+    let kvm = input.accel.is_kvm(input.kvm_usable);
     let mut args = Arguments(Vec::new());
     // Exactly the id: by this argument the process is recognised.
     args.pair("-name", &input.id);
@@ -97,8 +104,8 @@ pub fn arguments(input: &LaunchInput<'_>) -> Vec<OsString> {
     if let Some(socket) = input.identity_socket {
         args.qmp("identity", socket);
     }
-    for (index, disk) in spec.disks.iter().enumerate() {
-        args.pair("-blockdev", blockdev(index, disk).to_string());
+    for (index, (disk, source)) in spec.disks.iter().zip(input.disks).enumerate() {
+        args.pair("-blockdev", blockdev(index, disk, source).to_string());
         let serial = super::disk_serial(&disk.name);
         args.pair("-device", format!("virtio-blk-device,drive=disk{index},serial={serial}"));
     }
@@ -146,17 +153,26 @@ fn option(before: &str, path: &Path, after: &str) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// A disk's image. Always raw: QEMU's guessing of formats lets a guest that writes a header read other files of the host.
-/// The image is locked, so that two QEMUs never write it at once.
-fn blockdev(index: usize, disk: &Disk) -> Value {
-    let driver = if super::is_block_device(disk) { "host_device" } else { "file" };
-    json!({
+/// A disk. Its format is always said: QEMU's guessing of formats lets a guest that writes a header read other files of the
+/// host. What is written to is locked, so that two QEMUs never write it at once.
+fn blockdev(index: usize, disk: &Disk, source: &DiskSource) -> Value {
+    let file = |path: &Path| {
+        let driver = if super::is_block_device(path) { "host_device" } else { "file" };
+        json!({"driver": driver, "filename": path, "locking": "on", "aio": "threads"})
+    };
+    let mut node = json!({
         "driver": "raw",
         "node-name": format!("disk{index}"),
         "read-only": disk.read_only,
         "discard": "unmap",
-        "file": {"driver": driver, "filename": disk.image, "locking": "on", "aio": "threads"},
-    })
+        "file": file(source.path()),
+    });
+    if let DiskSource::Overlay { image, .. } = source {
+        node["driver"] = json!("qcow2");
+        node["backing"] = json!({"driver": "raw", "read-only": true, "file": file(image)});
+        node["backing"]["file"]["read-only"] = json!(true);
+    }
+    node
 }
 
 /// What the guest is doing, by the reply to `query-status`.
@@ -181,7 +197,7 @@ pub fn read_version(output: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::spec::VmmKind;
-    use crate::vmm::tests::{disk, input, interface, spec};
+    use crate::vmm::tests::{disk, input, interface, sources, spec};
 
     fn texts(input: &LaunchInput<'_>) -> Vec<String> {
         arguments(input).into_iter().map(|arg| arg.into_string().unwrap()).collect()
@@ -195,14 +211,14 @@ mod tests {
     #[test]
     fn the_id_is_an_argument_of_its_own() {
         let spec = spec();
-        let args = texts(&input(&spec, VmmKind::Qemu, &[]));
+        let args = texts(&input(&spec, VmmKind::Qemu, &[], &[]));
         assert_eq!(value_of(&args, "-name"), "6ba7b810-9dad-51d1-80b4-00c04fd430c8-3");
     }
 
     #[test]
     fn the_emulated_kernel_is_told_its_clock_and_the_virtualised_one_is_not() {
         let spec = spec();
-        let mut input = input(&spec, VmmKind::Qemu, &[]);
+        let mut input = input(&spec, VmmKind::Qemu, &[], &[]);
         let args = texts(&input);
         assert_eq!(value_of(&args, "-accel"), "tcg");
         assert_eq!(value_of(&args, "-append"), "console=ttyS0 tsc_early_khz=2300000 no_timer_check");
@@ -219,7 +235,8 @@ mod tests {
     fn a_comma_in_a_path_adds_no_option() {
         let mut spec = spec();
         spec.disks = vec![disk("d", "/a,read-only=on/b\".img", false), disk("lv", "/dev/vg/lv", true)];
-        let mut input = input(&spec, VmmKind::Qemu, &[]);
+        let disks = sources(&spec);
+        let mut input = input(&spec, VmmKind::Qemu, &disks, &[]);
         input.api_socket = Path::new("/r,server=off/a.sock");
         let args = texts(&input);
         assert!(args.iter().any(|arg| arg == "socket,id=api,server=on,wait=off,path=/r,,server=off/a.sock"));
@@ -235,7 +252,7 @@ mod tests {
         let mut spec = spec();
         let (eth, tap) = interface("eth0", "st0123456789abc", Some("06:00:00:00:00:01"));
         spec.network_interfaces = vec![eth];
-        let args = texts(&input(&spec, VmmKind::Qemu, &[tap]));
+        let args = texts(&input(&spec, VmmKind::Qemu, &[], &[tap]));
         assert_eq!(value_of(&args, "-netdev"), "tap,id=net0,ifname=st0123456789abc,script=no,downscript=no");
         assert!(args.iter().any(|arg| arg == "virtio-net-device,netdev=net0,mac=06:00:00:00:00:01"));
     }

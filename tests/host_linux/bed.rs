@@ -11,7 +11,7 @@ use stead::host::{GuestState, HostOps, HostView, ProcessHandle, SpawnError, Spaw
 use stead::names::{Incarnation, Layout, StateId, VmName};
 use stead::spec::{Boot, DeletionPolicy, PowerState, RestartPolicy, UpdatePolicy, VmSpec, VmmChoice, VmmKind};
 use stead::state::{ExitStatus, TapHandle};
-use stead::vmm::{self, LaunchInput, qemu::Accel};
+use stead::vmm::{self, DiskSource, LaunchInput, qemu::Accel};
 
 /// How long anything may take that a test waits for. Generous, since the machines that run this are shared.
 pub const BOUND: Duration = Duration::from_secs(60);
@@ -127,6 +127,7 @@ impl Vm {
         let socket = self.socket(incarnation);
         let identity = self.identity_socket(incarnation);
         let config_file = self.layout.vmm_config(&self.name);
+        let disks: Vec<_> = self.spec.disks.iter().map(|disk| DiskSource::Raw(disk.image.clone())).collect();
         let launch = vmm::launch(&LaunchInput {
             spec: &self.spec,
             kind: self.kind,
@@ -136,6 +137,7 @@ impl Vm {
             config_file: &config_file,
             console_log: &self.layout.console_log(&self.name),
             vmm_log: &self.layout.vmm_log(&self.name),
+            disks: &disks,
             taps: &self.taps,
             // A stock kernel hangs in a paravirtual /dev/kvm.
             accel: Accel::Tcg,
@@ -144,7 +146,7 @@ impl Vm {
         if let Some(config) = launch.config {
             self.host.write_file(&config_file, &config).unwrap();
         }
-        let facts = self.host.vmm_facts();
+        let facts = self.host.host_facts();
         let program = match self.kind {
             VmmKind::Firecracker => {
                 facts.kvm.expect("Firecracker needs KVM");

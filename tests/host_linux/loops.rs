@@ -136,6 +136,7 @@ fn a_file_is_bound_known_by_tag_and_identity_and_freed_again() {
         backing_path: path.clone(),
         read_only: false,
         autoclear: false,
+        devices_on_top: 0,
     };
     assert_eq!(device, expected);
     assert_eq!(bench.host.loop_device(&device.device).unwrap(), Some(expected.clone()));

@@ -6,9 +6,12 @@
 #![allow(unsafe_code, reason = "a fork that becomes a zombie, a process that is stopped: nothing else makes them")]
 
 mod bed;
+mod cgroup;
 mod files;
+mod images;
 mod lock;
 mod loops;
 mod process;
 mod tap;
+mod tap_removal;
 mod vmm;

@@ -223,12 +223,12 @@ fn a_vmm_is_asked_from_inside_a_runtime_too() {
 #[test]
 fn what_can_run_here_is_told_with_its_version() {
     let vm = Vm::firecracker("halt");
-    let facts = vm.host.vmm_facts();
+    let facts = vm.host.host_facts();
     assert_eq!(facts.firecracker.unwrap().version.as_deref(), Some("1.12.1"));
     assert!(facts.qemu.unwrap().version.is_some_and(|version| version.contains('.')));
     assert_eq!(facts.kvm, Ok(()));
     let start = Instant::now();
-    vm.host.vmm_facts();
+    vm.host.host_facts();
     println!("facts, known: {:?}", start.elapsed());
 }
 

@@ -7,13 +7,15 @@ use std::path::Path;
 
 use serde_json::Map;
 use stead::desired::{FileId, Origin};
-use stead::host::{GuestState, ProcessHandle, ProcessIdentity, Program, Tap, VmmFacts};
-use stead::names::{Incarnation, StateId, VmName, VmUid};
-use stead::observed::{Fact, Guest, Observed, ObservedVm, Record, VmmProcess};
-use stead::plan::{Action, Plan};
-use stead::spec::{Vm, VmmKind};
+use stead::host::devices::{CgroupFacts, ImageIdentity};
+use stead::host::{GuestState, HostFacts, ProcessHandle, ProcessIdentity, Program, Tap};
+use stead::names::{Backing, Incarnation, StateId, VmName, VmUid};
+use stead::observed::{Fact, Guest, Observed, ObservedVm, OwnDisk, Record, VmmProcess};
+use stead::plan::{Action, Plan, Preparation};
+use stead::spec::{DeletionPolicy, Disk, Vm, VmmKind};
 use stead::state::{
-    Accepted, Booted, ExitStatus, FORMAT_VERSION, GateState, Handles, Ledger, Phase, Stopping, StoredSpec, TapHandle,
+    Accepted, Booted, DiskRecord, ExitStatus, FORMAT_VERSION, GateState, Handles, Ledger, Phase, Stopping, StoredSpec,
+    TapHandle,
 };
 use stead::time::{BootId, Deadline, Now};
 
@@ -44,18 +46,7 @@ pub fn process(incarnation: Incarnation, vmm: VmmKind) -> VmmProcess {
 }
 
 pub fn nothing(name: &VmName) -> ObservedVm {
-    ObservedVm {
-        name: name.clone(),
-        record: Record::Missing,
-        ledger: Ledger::new(name.clone(), uid(name)),
-        ledger_flaw: None,
-        process: Fact::Absent,
-        guest: Guest::NoVmm,
-        exit: ExitStatus::Unknown,
-        exit_message: None,
-        taps: BTreeMap::new(),
-        leftover_files: Vec::new(),
-    }
+    ObservedVm::nothing(name.clone(), uid(name))
 }
 
 pub fn handles_of(name: &VmName, vm: Option<(&Vm, &Origin)>, incarnation: Incarnation, vmm: VmmKind) -> Handles {
@@ -66,26 +57,15 @@ pub fn handles_of(name: &VmName, vm: Option<(&Vm, &Origin)>, incarnation: Incarn
         bridge: interface.bridge.clone(),
     });
     Handles {
-        version: FORMAT_VERSION,
-        name: name.clone(),
-        uid: uid(name),
-        incarnation,
         phase: Phase::Running,
-        boot_id: boot_id(),
-        vmm,
         pid: Some(identity.pid),
         start_time: Some(identity.start_time),
         pidfd_inode: identity.pidfd_inode,
-        api_socket: format!("/run/{name}.sock").into(),
-        identity_socket: None,
         tap_devices: taps.collect(),
         spec: vm.map(|(vm, _)| StoredSpec::from(&vm.spec)),
         origin: vm.map(|(_, origin)| origin.clone()),
-        adopted: false,
         began: Some(deadline_ms(1_000)),
-        stopping: None,
-        blocked: BTreeMap::new(),
-        extra: Map::new(),
+        ..Handles::new(name.clone(), uid(name), incarnation, vmm, format!("/run/{name}.sock").into(), boot_id())
     }
 }
 
@@ -105,7 +85,7 @@ pub fn ledger_of(vm: &Vm, origin: &Origin, incarnation: Incarnation, vmm: VmmKin
 #[derive(Debug, Clone)]
 pub struct World {
     pub vms: BTreeMap<VmName, ObservedVm>,
-    pub vmms: VmmFacts,
+    pub facts: HostFacts,
     pub gates: GateState,
     pub now_ms: u64,
 }
@@ -113,12 +93,18 @@ pub struct World {
 impl World {
     pub fn new(now_ms: u64) -> Self {
         let program = |path: &str| Ok(Program { path: path.into(), version: None });
-        let vmms = VmmFacts { firecracker: program("/bin/firecracker"), qemu: program("/bin/qemu"), kvm: Ok(()) };
-        Self { vms: BTreeMap::new(), vmms, gates: GateState::default(), now_ms }
+        let facts = HostFacts {
+            firecracker: program("/bin/firecracker"),
+            qemu: program("/bin/qemu"),
+            kvm: Ok(()),
+            device_mapper: Ok(()),
+            cgroups: Ok(CgroupFacts { no_limits: None }),
+        };
+        Self { vms: BTreeMap::new(), facts, gates: GateState::default(), now_ms }
     }
 
     pub fn observed(&self) -> Observed {
-        Observed { vms: self.vms.clone(), vmms: self.vmms.clone(), gates: self.gates.clone() }
+        Observed { vms: self.vms.clone(), facts: self.facts.clone(), gates: self.gates.clone() }
     }
 
     pub fn now(&self) -> Now {
@@ -139,6 +125,47 @@ impl World {
     }
 }
 
+/// An image by its path, as if it lay still.
+pub fn image(path: &Path) -> ImageIdentity {
+    let inode =
+        path.to_string_lossy().bytes().fold(7, |inode: u64, byte| inode.wrapping_mul(31).wrapping_add(byte.into()));
+    ImageIdentity { id: FileId { device: 1, inode }, bytes: 8 << 20, mtime_ns: 1 }
+}
+
+/// The record of a disk that was made from its image.
+pub fn disk_record(vm: &VmName, disk: &Disk, backing: Backing) -> DiskRecord {
+    let base = image(&disk.image);
+    DiskRecord {
+        version: FORMAT_VERSION,
+        name: vm.clone(),
+        uid: uid(vm),
+        disk: disk.name.clone(),
+        backing,
+        image: disk.image.clone(),
+        base,
+        bytes: disk.size_bytes.unwrap_or(base.bytes),
+        extra: Map::new(),
+    }
+}
+
+fn prepare(vm: &mut ObservedVm, disk: &Disk, how: &Preparation) {
+    assert!(vm.process.is_absent(), "a disk is prepared under a live VMM: {vm:?}");
+    let own = vm.disks.get_mut(&disk.name);
+    match (how, own) {
+        (Preparation::Create { backing }, own) => {
+            assert!(own.is_none_or(|own| own.file.is_none()), "a disk is made over another");
+            let record = disk_record(&vm.name, disk, *backing);
+            let image = Fact::Present(record.base);
+            vm.disks.insert(disk.name.clone(), OwnDisk { file: Some(record.bytes), record: Ok(record), image });
+        }
+        (Preparation::SetAside { .. }, _) => drop(vm.disks.remove(&disk.name)),
+        (Preparation::Restore { .. }, _) => vm.trashed = None,
+        (Preparation::Grow { bytes }, Some(OwnDisk { record: Ok(record), .. })) => record.bytes = *bytes,
+        (Preparation::Relocate, Some(OwnDisk { record: Ok(record), .. })) => record.image.clone_from(&disk.image),
+        (how, own) => panic!("{how:?} of {own:?}"),
+    }
+}
+
 /// What an action makes of a VM when nothing goes wrong.
 fn act(vm: &mut ObservedVm, action: &Action, now_ms: u64) {
     match action {
@@ -146,7 +173,12 @@ fn act(vm: &mut ObservedVm, action: &Action, now_ms: u64) {
             vm.ledger = (**ledger).clone();
             vm.ledger_flaw = None;
         }
+        Action::PrepareDisk { disk, how } => prepare(vm, disk, how),
         Action::Start { vm: declared, origin, incarnation, vmm } => {
+            let own = declared.spec.disks.iter().filter(|disk| disk.has_own_file());
+            for disk in own {
+                assert!(vm.disks.get(&disk.name).is_some_and(|own| own.file.is_some()), "no disk {}", disk.name);
+            }
             assert!(vm.process.is_absent(), "a start beside what may be alive: {vm:?}");
             assert!(vm.record == Record::Missing, "a start over a record: {vm:?}");
             assert!(*incarnation > vm.ledger.incarnation, "an incarnation used twice");
@@ -197,13 +229,20 @@ fn act(vm: &mut ObservedVm, action: &Action, now_ms: u64) {
                 vm.ledger.incarnation = vm.ledger.incarnation.max(lived);
                 vm.record = Record::Missing;
                 vm.taps.clear();
+                vm.dm_devices.clear();
+                vm.loops.clear();
+                vm.cgroup = Fact::Absent;
                 vm.leftover_files.clear();
             }
         },
-        Action::Forget => {
+        Action::Forget { disks } => {
             assert!(vm.process.is_absent() && vm.record == Record::Missing, "forgotten before it is gone: {vm:?}");
             vm.ledger = Ledger { incarnation: vm.ledger.incarnation, ..Ledger::new(vm.name.clone(), vm.ledger.uid) };
             vm.ledger_flaw = None;
+            if *disks == Some(DeletionPolicy::Delete) {
+                vm.disks.clear();
+                vm.trashed = Some(now_ms / 1000);
+            }
         }
         Action::Pause => vm.guest = Guest::Is(GuestState::Paused),
         Action::Resume => vm.guest = Guest::Is(GuestState::Running),

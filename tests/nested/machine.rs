@@ -196,7 +196,10 @@ impl Machine {
                 Ok(line) if line.contains(text) => return line,
                 Ok(line) if line.starts_with(FAILED) || line.starts_with("ended ") => line,
                 Ok(_) => continue,
-                Err(RecvTimeoutError::Timeout) => format!("not within {timeout:?}"),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.ask_kernel();
+                    format!("not within {timeout:?}")
+                }
                 Err(RecvTimeoutError::Disconnected) => "the machine has ended".to_owned(),
             };
             let story = self.story();
@@ -229,6 +232,19 @@ impl Machine {
         assert_eq!(verdict, format!("{OK} {name}"));
     }
 
+    /// Has the kernel inside say which of its tasks are blocked and what its CPUs do, if it still can
+    /// (`Documentation/admin-guide/sysrq.rst`).
+    fn ask_kernel(&mut self) {
+        for key in ["9", "w", "l", "m"] {
+            let line = format!("sendkey alt-sysrq-{key}");
+            self.qmp.ask("human-monitor-command", &json!({"command-line": line}));
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let registers = self.qmp.ask("human-monitor-command", &json!({"command-line": "info registers -a"}));
+        let registers = registers.as_str().unwrap_or_default().replace("\r\n", "\n");
+        let _ = fs::write(self.log.with_extension("registers"), registers);
+    }
+
     /// What came from inside last, and where all of it is.
     fn story(&mut self) -> String {
         // What comes right behind a bad line often explains it.
@@ -243,7 +259,7 @@ impl Machine {
             self.job,
             self.started.elapsed().as_secs_f32(),
             last(&self.log, 80),
-            last(&self.kernel_log, 15),
+            last(&self.kernel_log, 120),
             self.log.display()
         )
     }

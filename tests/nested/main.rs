@@ -12,6 +12,8 @@
 
 mod inside;
 mod machine;
+#[path = "../vmm/mortal.rs"]
+mod mortal;
 mod outside;
 
 use std::process::ExitCode;

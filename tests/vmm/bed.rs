@@ -287,8 +287,30 @@ impl Drop for Host {
             signal(pid, rustix::process::Signal::CONT);
             signal(pid, rustix::process::Signal::KILL);
         }
+        self.remove_cgroups();
         if std::thread::panicking() {
             eprintln!("--- log of stead run ---\n{}", self.log());
+        }
+    }
+}
+
+impl Host {
+    /// The cgroups of this state's VMs, which a test may leave with what it killed in them.
+    fn remove_cgroups(&self) {
+        let id: Option<Value> = fs::read(self.state().join("id")).ok().and_then(|id| serde_json::from_slice(&id).ok());
+        let Some(id) = id.and_then(|id| Some(id["id"].as_str()?.to_owned())) else { return };
+        for root in ["/sys/fs/cgroup/stead", "/sys/fs/cgroup/unified/stead"].map(Path::new) {
+            let own = root.join(&id);
+            for vm in fs::read_dir(&own).into_iter().flatten().flatten().filter(|vm| vm.path().is_dir()) {
+                let start = Instant::now();
+                // What was killed is in it until it is gone.
+                while fs::remove_dir(vm.path()).is_err() && start.elapsed() < Duration::from_secs(5) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            let _ = fs::remove_dir(own);
+            // Another test's may be in it.
+            let _ = fs::remove_dir(root);
         }
     }
 }

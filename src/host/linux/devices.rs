@@ -93,6 +93,10 @@ impl DeviceOps for LinuxHost {
         images::make_sparse(path, bytes)
     }
 
+    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        images::overwrite(path, offset, bytes)
+    }
+
     fn copy_image(
         &self,
         image: &Path,

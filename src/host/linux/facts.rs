@@ -1,4 +1,4 @@
-//! Which VMMs can run here, each fact with what to do where it is missing.
+//! What this host has, each fact with what to do where it is missing.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -13,8 +13,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{LinuxHostConfig, spawn};
-use crate::host::{Program, VmmFacts};
+use super::cgroup::Cgroups;
+use super::{LinuxHostConfig, device_mapper, spawn};
+use crate::host::{HostFacts, Program};
 use crate::vmm::{firecracker, qemu};
 
 /// How long a program may take to tell its version.
@@ -50,9 +51,9 @@ impl Facts {
         Self { config, versions: Mutex::default() }
     }
 
-    pub(super) fn get(&self) -> VmmFacts {
+    pub(super) fn get(&self, cgroups: &Cgroups) -> HostFacts {
         let qemu_name = format!("qemu-system-{}", std::env::consts::ARCH);
-        VmmFacts {
+        HostFacts {
             firecracker: self.program(
                 self.config.firecracker.as_deref(),
                 "firecracker",
@@ -67,6 +68,8 @@ impl Facts {
                 qemu::read_version,
             ),
             kvm: check_kvm(Path::new("/dev/kvm")),
+            device_mapper: device_mapper::usable(),
+            cgroups: cgroups.facts(),
         }
     }
 
@@ -190,7 +193,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_told_with_what_to_do() {
         let config = LinuxHostConfig { firecracker: Some("/nonexistent/fc".into()), qemu: Some("no-such-qemu".into()) };
-        let facts = Facts::new(config).get();
+        let facts = Facts::new(config).get(&Cgroups::default());
         assert!(facts.firecracker.unwrap_err().starts_with("/nonexistent/fc is no program"));
         assert!(facts.qemu.unwrap_err().contains("STEAD_QEMU"));
     }

@@ -148,8 +148,7 @@ pub(super) fn make_folder(path: &Path) -> io::Result<bool> {
 
 /// Writes a file, all or nothing.
 pub(super) fn write(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let temporary = path.with_file_name(temporary_name(&name.to_string_lossy()));
+    let temporary = temporary_path(path)?;
     let result = write_temporary(&temporary, bytes, durability).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = result {
         // On a full disk even this little is needed.
@@ -167,9 +166,15 @@ fn write_temporary(path: &Path, bytes: &[u8], durability: Durability) -> io::Res
 }
 
 /// Makes what was renamed, made or removed at `path` durable: names are content of their folder (fsync(2)).
-fn sync_folder_of(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     OpenOptions::new().read(true).custom_flags(O_DIRECTORY).open(parent)?.sync_all()
+}
+
+/// Where a file is written before it gets this name.
+pub(super) fn temporary_path(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(path.with_file_name(temporary_name(&name.to_string_lossy())))
 }
 
 /// `.NAME.tmp.PID-BIRTH-COUNT`: never in use twice, and told from everything else by its shape.
@@ -242,7 +247,7 @@ pub(super) fn set_aside(path: &Path, now: jiff::Timestamp) -> io::Result<Option<
 }
 
 /// Renames unless the new name is taken (renameat2(2)).
-fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // A filesystem that cannot: a hard link never replaces either.

@@ -373,6 +373,7 @@ fn describe(number: u32, info: &LoopInfo64) -> LoopDevice {
         backing_path: PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path)),
         read_only: info.has(READ_ONLY),
         autoclear: info.has(AUTOCLEAR),
+        devices_on_top: fs::read_dir(sysfs(number).join("holders")).map_or(0, Iterator::count),
     }
 }
 

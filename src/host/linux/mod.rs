@@ -34,8 +34,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    GuestState, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError, SpawnRequest,
-    StateFileError, Tap, VmmCommand, VmmError, VmmFacts,
+    GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
+    SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use crate::desired::FileId;
 use crate::spec::VmmKind;
@@ -153,8 +153,8 @@ impl HostView for LinuxHost {
         tap::one(&self.io, name)
     }
 
-    fn vmm_facts(&self) -> VmmFacts {
-        self.facts.get()
+    fn host_facts(&self) -> HostFacts {
+        self.facts.get(&self.cgroups)
     }
 }
 
@@ -188,7 +188,7 @@ impl HostOps for LinuxHost {
     }
 
     fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {
-        let child = spawn::spawn(request)?;
+        let child = spawn::spawn(request, &self.cgroups)?;
         self.exits.register(&child);
         Ok(child)
     }

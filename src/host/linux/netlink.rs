@@ -23,6 +23,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Whether it is a tun or tap device.
     pub(super) is_tun: bool,
+    /// The link group it is in; 0 unless somebody said otherwise (ip-link(8)).
+    pub(super) group: u32,
 }
 
 /// Runs a conversation with the kernel.
@@ -90,6 +92,21 @@ pub(super) async fn delete(handle: &Handle, index: u32) -> io::Result<()> {
     handle.link().del(index).execute().await.map_err(into_io)
 }
 
+/// Puts an interface into a link group.
+pub(super) async fn join_group(handle: Handle, index: u32, group: u32) -> io::Result<()> {
+    let mut message = LinkMessageBuilder::<LinkUnspec>::new().index(index).build();
+    message.attributes.push(LinkAttribute::Group(group));
+    handle.link().change(message).execute().await.map_err(into_io)
+}
+
+/// Removes every interface of a link group.
+pub(super) async fn delete_group(handle: &Handle, group: u32) -> io::Result<()> {
+    // An index of 0 and no name: the kernel goes by the group.
+    let mut request = handle.link().del(0);
+    request.message_mut().attributes.push(LinkAttribute::Group(group));
+    request.execute().await.map_err(into_io)
+}
+
 async fn first(
     replies: impl futures_util::Stream<Item = Result<LinkMessage, rtnetlink::Error>>,
 ) -> io::Result<Option<Link>> {
@@ -111,12 +128,14 @@ fn read(message: LinkMessage) -> Link {
         master: None,
         up: message.header.flags.contains(LinkFlags::Up),
         is_tun: false,
+        group: 0,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|alias| !alias.is_empty()),
             LinkAttribute::Controller(master) => link.master = Some(master).filter(|master| *master != 0),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::LinkInfo(info) => link.is_tun |= info.contains(&LinkInfo::Kind(InfoKind::Tun)),
             _ => {}
         }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::libc;
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 
+use super::cgroup::Cgroups;
 use super::process;
 use crate::host::{ProcessHandle, SpawnError, SpawnRequest};
 
@@ -44,10 +46,10 @@ pub(super) fn keep_exit_statuses() {
 }
 
 /// Starts it. The lock is taken in the child before exec, so that no VMM of this VM ever lives without it.
-pub(super) fn spawn(request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {
+pub(super) fn spawn(request: &SpawnRequest, cgroups: &Cgroups) -> Result<ProcessHandle, SpawnError> {
     let failed = |source: io::Error| SpawnError::Failed { program: request.program.clone(), source };
     alone(|| {
-        let mut command = command(request).map_err(failed)?;
+        let mut command = command(request, cgroups).map_err(failed)?;
         let child = command.spawn().map_err(|error| {
             if error.raw_os_error() == Some(LOCK_HELD) {
                 SpawnError::LockHeld(request.lock.clone())
@@ -70,7 +72,7 @@ fn pin(pid: u32) -> io::Result<ProcessHandle> {
         .ok_or_else(|| super::error(io::ErrorKind::NotFound, "its process was reaped by another"))
 }
 
-fn command(request: &SpawnRequest) -> io::Result<Command> {
+fn command(request: &SpawnRequest, cgroups: &Cgroups) -> io::Result<Command> {
     let lock = open(&request.lock, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
     let stdout = open(&request.stdout, OpenOptions::new().append(true).create(true))?;
     let stderr = open(&request.stderr, OpenOptions::new().append(true).create(true))?;
@@ -85,9 +87,13 @@ fn command(request: &SpawnRequest) -> io::Result<Command> {
         .current_dir("/")
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let door = request.cgroup.as_ref().map(|cgroup| {
+        cgroups.door(cgroup).map_err(|error| super::error(error.kind(), format!("cgroup {cgroup}: {error}")))
+    });
+    let door = door.transpose()?;
     // SAFETY: between fork and exec only async-signal-safe functions may be called (signal-safety(7)); `prepare_child`
     // makes plain system calls, allocates nothing and takes no lock.
-    unsafe { command.pre_exec(prepare_child) };
+    unsafe { command.pre_exec(move || prepare_child(door.as_ref().map(AsRawFd::as_raw_fd))) };
     Ok(command)
 }
 
@@ -106,7 +112,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 }
 
 /// Runs in the child, after fork and before exec. Standard input is the lock by now.
-fn prepare_child() -> io::Result<()> {
+fn prepare_child(cgroup: Option<RawFd>) -> io::Result<()> {
     // SAFETY: every call is async-signal-safe and gets pointers to live values on this stack only.
     unsafe {
         // A session of its own: no terminal's Ctrl-C and no hang-up reaches it.
@@ -124,6 +130,12 @@ fn prepare_child() -> io::Result<()> {
         libc::umask(0o077);
         take_lock()?;
         write_pid();
+        // 0 is whoever writes it. Before exec, so that nothing of the VMM ever runs outside.
+        if let Some(cgroup) = cgroup
+            && libc::write(cgroup, b"0".as_ptr().cast(), 1) != 1
+        {
+            return Err(io::Error::last_os_error());
+        }
         // std's own pipe, through which a failing exec is told, is close-on-exec already and must live until then.
         let from: libc::c_uint = 3;
         let flag = libc::c_long::from(libc::CLOSE_RANGE_CLOEXEC);

@@ -175,7 +175,7 @@ async fn bridge_index(handle: &rtnetlink::Handle, bridge: &str) -> io::Result<u3
     })
 }
 
-fn foreign(name: &str, alias: Option<&str>) -> io::Error {
+pub(super) fn foreign(name: &str, alias: Option<&str>) -> io::Error {
     let whose = alias.map_or_else(|| "no tag".to_owned(), |alias| format!("the tag {alias:?}"));
     super::error(io::ErrorKind::PermissionDenied, format!("interface {name} carries {whose}: it is not this VM's"))
 }

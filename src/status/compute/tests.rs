@@ -4,7 +4,7 @@ use crate::status::samples::{alive_with, gone, now, plan, running};
 use crate::status::{ConditionType, EventType};
 
 fn input<'a>(observed: &'a ObservedVm, plan: &'a VmPlan) -> StatusInput<'a> {
-    StatusInput { observed, plan, generation: Some(1), last_error: None, advisories: &[] }
+    StatusInput { observed, plan, generation: Some(1), last_error: None, under_way: None, advisories: &[] }
 }
 
 fn status(previous: Option<&Status>, observed: &ObservedVm, plan: &VmPlan, second: i64) -> Status {

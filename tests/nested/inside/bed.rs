@@ -291,3 +291,45 @@ pub fn fresh_randomness() {
     // SAFETY: RNDRESEEDCRNG reads and writes no memory of ours, and the file is open.
     unsafe { reseed(std::os::fd::AsRawFd::as_raw_fd(&random)) }.unwrap();
 }
+
+/// The loop devices in use, each with its file.
+pub fn loops() -> Vec<(String, String)> {
+    let file = |name: &String| fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok();
+    names("/sys/block").into_iter().filter_map(|name| Some((name.clone(), file(&name)?.trim().to_owned()))).collect()
+}
+
+/// Makes `/state/images/base.img`, 8 MiB that begin with `BASE`, and gives its content.
+pub fn base_image() -> Vec<u8> {
+    let mut content = vec![0; 8 << 20];
+    content[..4].copy_from_slice(b"BASE");
+    fs::create_dir_all("/state/images").unwrap();
+    fs::write("/state/images/base.img", &content).unwrap();
+    rustix::fs::sync();
+    content
+}
+
+/// A VM that only waits, in the few MiB that it needs, with these lines in its spec.
+pub fn vm(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata:\n  name: {name}\nspec:\n  vmm: firecracker\n  \
+         memory: 4Mi\n  boot: {{kernel: {}, args: console=ttyS0}}\n  terminationGracePeriodSeconds: 0\n{spec}",
+        guest("halt").display()
+    )
+}
+
+/// A bridge that goes with its test.
+pub struct Bridge(&'static str);
+
+impl Bridge {
+    pub fn new(name: &'static str) -> Self {
+        run("ip", &["link", "add", name, "type", "bridge"]);
+        run("ip", &["link", "set", name, "up"]);
+        Self(name)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", self.0]).status();
+    }
+}

@@ -403,28 +403,3 @@ pub fn udev_is_told_to_keep_off_and_not_waited_for() {
         run("dmsetup", &["udevcomplete", &cookie.to_string()]);
     }
 }
-
-pub fn disks_are_timed() {
-    let host = host();
-    let mut times: [Vec<Duration>; 4] = Default::default();
-    for number in 0..20 {
-        let start = Instant::now();
-        // Making the files is part of it, as it is for a VM's first start.
-        let loops = Loops::new(&host, &format!("disk{number}"));
-        times[0].push(start.elapsed());
-        let start = Instant::now();
-        host.create_dm(&loops.request()).unwrap();
-        times[1].push(start.elapsed());
-        let start = Instant::now();
-        assert!(host.remove_dm(NAME, UUID).unwrap());
-        times[2].push(start.elapsed());
-        let start = Instant::now();
-        loops.detach(&host);
-        times[3].push(start.elapsed());
-    }
-    for (what, mut times) in ["two loops", "a snapshot", "its removal", "the loops' release"].into_iter().zip(times) {
-        times.sort_unstable();
-        println!("TIME {what}: median {:?}, worst {:?}", times[10], times[19]);
-        assert!(times[10] < Duration::from_secs(1), "{what}: {times:?}");
-    }
-}

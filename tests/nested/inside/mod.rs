@@ -1,8 +1,12 @@
 //! What runs inside the nested host.
 
 pub mod bed;
+pub mod churn;
+mod deaths;
 mod device_mapper;
+mod disks;
 mod host;
+mod objects;
 mod power;
 mod stead;
 
@@ -18,6 +22,18 @@ pub const TESTS: &[Named] = named![
     host::a_reflink_is_real_here,
     host::firecracker_boots_linux_from_a_dm_snapshot_with_a_tap,
     stead::a_vm_starts_stays_and_goes_without_a_trace,
+    disks::linux_finds_what_it_wrote_after_a_restart_and_its_base_is_untouched,
+    disks::a_disk_goes_to_the_trash_and_comes_back_from_it,
+    disks::a_base_that_changed_is_never_attached_and_a_new_one_begins_afresh,
+    disks::a_disk_grows_at_its_next_start_and_never_shrinks,
+    objects::a_dm_device_held_by_another_process_blocks_what_is_under_it_and_nothing_else,
+    objects::the_backing_file_of_a_busy_loop_is_never_deleted,
+    objects::the_trash_is_emptied_of_what_nothing_uses,
+    objects::foreign_objects_are_never_touched,
+    objects::a_start_that_meets_a_strangers_object_fails_and_leaves_it_alone,
+    objects::orphans_are_listed_aged_and_freed,
+    deaths::death_at_any_point_of_a_start_leads_to_one_vmm_on_its_disk,
+    deaths::death_at_any_point_of_a_teardown_leaves_nothing,
     device_mapper::a_snapshot_is_made_seen_written_and_removed,
     device_mapper::a_grown_disk_reads_its_base_and_then_zeros,
     device_mapper::an_open_device_is_busy_at_once_with_its_holder_and_goes_after_it,
@@ -31,9 +47,11 @@ pub const TESTS: &[Named] = named![
 const JOBS: &[Named] = named![
     power::write_with_and_without_sync,
     power::only_what_was_synced_is_there,
+    power::vms_come_and_go_until_the_power_goes,
     stead::a_vm_runs_until_the_power_goes,
     stead::the_vm_lives_again,
-    device_mapper::disks_are_timed,
+    churn::vms_come_and_go,
+    churn::the_objects_of_a_start_are_timed,
     host::say_who_you_are,
     host::panics,
     host::ends_without_a_verdict,
@@ -49,6 +67,8 @@ pub fn main(args: &[String]) -> ExitCode {
         return ExitCode::FAILURE;
     };
     bed::fresh_randomness();
+    // Of steads that run within this process: what they say is the story of a test that fails.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).init();
     // The panic itself is printed when it happens.
     if catch_unwind(AssertUnwindSafe(function)).is_err() {
         println!("{FAILED} {name}");

@@ -1,0 +1,184 @@
+//! Every kernel object that carries this state's tag, and what accounts for it.
+//!
+//! The other looks begin at a VM and go by its names. This one begins at the host and finds what no VM leads to any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::Record;
+use super::snapshot::Looker;
+use crate::desired::FileId;
+use crate::host::LockProbe;
+use crate::names::{Owner, ShortUid, VmName};
+use crate::state::{Handles, LoopHandle};
+
+/// A kind of kernel object, in the order in which they are freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// A device-mapper device.
+    Dm,
+    /// A loop device.
+    Loop,
+    /// A tap.
+    Tap,
+    /// A cgroup.
+    Cgroup,
+}
+
+impl ObjectKind {
+    /// What people call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dm => "dm",
+            Self::Loop => "loop",
+            Self::Tap => "tap",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
+/// A kernel object that carries this state's tag.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaggedObject {
+    /// What it is.
+    pub kind: ObjectKind,
+    /// What the kernel calls it: a device, an interface, a path.
+    pub name: String,
+    /// Its owner tag; for a cgroup its path.
+    pub tag: String,
+    /// Whose it is by that tag; `None` for the cgroup of a name that is no VM's.
+    pub owner: Option<Owner>,
+    /// Who or what uses it now, as far as one look at all objects tells; `None` when nothing does.
+    pub in_use: Option<String>,
+}
+
+impl TaggedObject {
+    /// What stays the same for as long as it is this object: numbers are recycled, tags are not.
+    pub fn key(&self) -> String {
+        format!("{} {}", self.kind.word(), self.tag)
+    }
+}
+
+/// What accounts for the objects of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// Its record names these tags, and it holds nothing else.
+    Names(BTreeSet<String>),
+    /// There is no record, and no VMM of it lives.
+    Nothing,
+    /// It cannot be told what it holds: why.
+    Unknown(String),
+}
+
+/// What one look at the whole host found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Survey {
+    /// Every object that carries this state's tag.
+    pub objects: Vec<TaggedObject>,
+    /// What accounts for each VM of this state.
+    pub accounts: BTreeMap<ShortUid, (VmName, Account)>,
+    /// The VMMs that live, by the uid in their argument vector: theirs is whatever carries their tag.
+    pub live: BTreeMap<ShortUid, i32>,
+}
+
+impl Looker<'_> {
+    /// Looks at every tagged object of the host. Costs a few system calls an object and one scan of `/proc`.
+    ///
+    /// # Errors
+    /// When some kind cannot be listed. Then nothing is known to be an orphan.
+    pub fn survey(&self) -> io::Result<Survey> {
+        let mut objects = self.tagged_dm()?;
+        objects.extend(self.tagged_loops()?);
+        objects.extend(self.tagged_taps()?);
+        objects.extend(self.cgroups()?);
+        objects.sort();
+        let mut survey = Survey { objects, ..Survey::default() };
+        if survey.objects.is_empty() {
+            return Ok(survey);
+        }
+        for (pid, argument) in self.view.scan_processes()? {
+            // UUID-NUMBER: the uid's hex digits come first.
+            survey.live.insert(ShortUid::of_process_id(&argument), pid);
+        }
+        for name in self.known_vms()? {
+            let account = self.account(&name);
+            survey.accounts.insert(self.layout.uid(&name).short(), (name, account));
+        }
+        Ok(survey)
+    }
+
+    fn account(&self, name: &VmName) -> Account {
+        match self.read_record(name) {
+            Record::Valid(handles) => Account::Names(tags_of(self, &handles)),
+            Record::Flawed(why) => Account::Unknown(format!("its record cannot be trusted: {why}")),
+            Record::Missing => match self.view.probe_lock(&self.layout.vmm_lock(name)) {
+                LockProbe::Free | LockProbe::NoFile => Account::Nothing,
+                LockProbe::Held(_) => Account::Unknown("a VMM of it lives and is not on record".to_owned()),
+                LockProbe::Unknown(why) => Account::Unknown(why),
+            },
+        }
+    }
+
+    fn tagged_dm(&self) -> io::Result<Vec<TaggedObject>> {
+        let tagged = |dm: crate::host::devices::DmDevice| {
+            let in_use = (dm.open_count > 0).then(|| "it is open".to_owned());
+            let owner = Some(self.layout.state_id.owner_of(&dm.uuid)?);
+            Some(TaggedObject { kind: ObjectKind::Dm, name: dm.name, tag: dm.uuid, owner, in_use })
+        };
+        Ok(self.view.dm_devices()?.into_iter().filter_map(tagged).collect())
+    }
+
+    fn tagged_loops(&self) -> io::Result<Vec<TaggedObject>> {
+        let tagged = |device: crate::host::devices::LoopDevice| {
+            let in_use = (device.devices_on_top > 0).then(|| "a device is made on top of it".to_owned());
+            let owner = self.layout.state_id.owner_of(&device.tag)?;
+            let tag = loop_key(&device.tag, device.backing);
+            Some(TaggedObject { kind: ObjectKind::Loop, name: device.device, tag, owner: Some(owner), in_use })
+        };
+        Ok(self.view.loop_devices()?.into_iter().filter_map(tagged).collect())
+    }
+
+    fn tagged_taps(&self) -> io::Result<Vec<TaggedObject>> {
+        let tagged = |tap: crate::host::Tap| {
+            let tag = tap.alias?;
+            let owner = Some(self.layout.state_id.owner_of(&tag)?);
+            Some(TaggedObject { kind: ObjectKind::Tap, name: tap.name, tag, owner, in_use: None })
+        };
+        let mut taps: Vec<TaggedObject> = self.view.taps()?.into_iter().filter_map(tagged).collect();
+        if !taps.is_empty() {
+            let holders = self.view.tap_holders()?;
+            for tap in &mut taps {
+                let holder = holders.iter().find(|(name, _)| *name == tap.name);
+                tap.in_use = holder.map(|(_, holder)| format!("{holder} is attached to it"));
+            }
+        }
+        Ok(taps)
+    }
+
+    fn cgroups(&self) -> io::Result<Vec<TaggedObject>> {
+        let parent = self.layout.cgroups();
+        let mut objects = Vec::new();
+        for child in self.view.child_cgroups(&parent)? {
+            let path = format!("{parent}/{child}");
+            let Some(found) = self.view.cgroup(&path)? else { continue };
+            let owner = VmName::new(child).ok().map(|name| Owner::Vm(self.layout.uid(&name).short()));
+            let in_use = found.populated.then(|| "a process lives in it".to_owned());
+            objects.push(TaggedObject { kind: ObjectKind::Cgroup, name: path.clone(), tag: path, owner, in_use });
+        }
+        Ok(objects)
+    }
+}
+
+/// [`TaggedObject::tag`] of a loop device: its tag and its file, since the loops over all base images carry one tag.
+pub fn loop_key(tag: &str, backing: FileId) -> String {
+    format!("{tag} {}:{}", backing.device, backing.inode)
+}
+
+/// The tags of everything that a record names, as [`TaggedObject::tag`] has them.
+fn tags_of(looker: &Looker<'_>, handles: &Handles) -> BTreeSet<String> {
+    let state = &looker.layout.state_id;
+    let taps = handles.tap_devices.iter().map(|tap| handles.uid.tap_alias(state, &tap.interface));
+    let dm = handles.dm_devices.iter().map(|dm| dm.uuid.clone());
+    let of_loop = |handle: &LoopHandle| loop_key(&handle.tag, handle.backing);
+    taps.chain(dm).chain(handles.loops.iter().map(of_loop)).chain(handles.cgroup.clone()).collect()
+}

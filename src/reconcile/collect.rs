@@ -1,0 +1,184 @@
+//! The collector: a survey of the host, a judgement of what nothing accounts for, and the freeing of what is old enough.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use super::{Memory, Stead};
+use crate::control::Reply;
+use crate::observed::orphans::TaggedObject;
+use crate::observed::process::ProcessScan;
+use crate::plan::orphans::{Orphan, OrphanVerdict, first_seen, judge};
+use crate::state::{FORMAT_VERSION, OrphanState, encode, parse_orphans};
+use crate::time::Now;
+
+/// Freeing a device lets go of what is under it: a loop under a snapshot, and its base.
+const MOST_ROUNDS: usize = 4;
+
+/// Lines that fit in one reply.
+const MOST_LINES: usize = 200;
+/// How long the disks of a deleted VM are kept.
+const TRASH_SECONDS: u64 = 7 * 24 * 60 * 60;
+
+/// What became of an orphan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Collected {
+    /// The orphan.
+    pub orphan: Orphan,
+    /// Whether it was freed, or why not; `None` when it was not tried.
+    pub freed: Option<Result<(), String>>,
+}
+
+/// Looks for orphans, and notes since when they are known; frees nothing.
+///
+/// # Errors
+/// When some kind of object cannot be listed, or the note cannot be written: then nothing grows old.
+pub(super) fn survey(stead: &Stead, memory: &Memory) -> io::Result<Vec<Orphan>> {
+    let orphans = preview(stead, memory)?;
+    remember(stead, &orphans)?;
+    Ok(orphans)
+}
+
+/// The orphans as they are, without noting anything.
+pub(super) fn preview(stead: &Stead, memory: &Memory) -> io::Result<Vec<Orphan>> {
+    // One scan of its own: the one that all VMs share is of this process's beginning.
+    let scan = ProcessScan::default();
+    let survey = stead.looker(&memory.cache, &scan).survey()?;
+    let before = known(stead);
+    Ok(judge(&survey, &before.seen, stead.settings.policy.orphan_min_age, &stead.host.now()))
+}
+
+/// Frees every orphan that is old enough and that nothing uses. Nobody else may work on a VM meanwhile.
+pub(super) fn collect(stead: &Stead, memory: &Memory) -> io::Result<Vec<Collected>> {
+    let facts = stead.host.host_facts();
+    let actor = stead.actor(memory, &facts);
+    let mut collected: Vec<Collected> = Vec::new();
+    let mut tried: BTreeSet<String> = BTreeSet::new();
+    for _ in 0..MOST_ROUNDS {
+        // Judged anew each time, and right before it is freed.
+        let orphans = survey(stead, memory)?;
+        let is_due = |orphan: &&Orphan| orphan.verdict == OrphanVerdict::Free && !tried.contains(&orphan.object.key());
+        let due: Vec<Orphan> = orphans.iter().filter(is_due).cloned().collect();
+        if due.is_empty() {
+            let left = orphans.into_iter().filter(|orphan| !tried.contains(&orphan.object.key()));
+            collected.extend(left.map(|orphan| Collected { orphan, freed: None }));
+            break;
+        }
+        tried.extend(due.iter().map(|orphan| orphan.object.key()));
+        let objects: Vec<TaggedObject> = due.iter().map(|orphan| orphan.object.clone()).collect();
+        let results = actor.collect(&objects);
+        collected.extend(due.into_iter().zip(results).map(|(orphan, result)| {
+            let freed = Some(result.map_err(|error| error.to_string()));
+            Collected { orphan, freed }
+        }));
+    }
+    Ok(collected)
+}
+
+/// Removes from the trash what has been there long enough.
+pub(super) fn empty_trash(stead: &Stead) {
+    let trash = stead.layout.trash();
+    let entries = match stead.host.list_folder(&trash) {
+        Ok(entries) => entries,
+        Err(error) => return tracing::warn!("listing {}: {error}", trash.display()),
+    };
+    let now = u64::try_from(stead.host.now().wall.as_second()).unwrap_or_default();
+    for entry in entries.iter().filter(|entry| is_past(entry, now)) {
+        let folder = trash.join(entry);
+        match remove_unused(stead, &folder) {
+            Ok(()) => tracing::info!("removed {}: it was in the trash for seven days", folder.display()),
+            Err(error) => tracing::warn!("removing {}: {error}", folder.display()),
+        }
+    }
+}
+
+/// Whether an entry of the trash has been there long enough; what stead did not put there stays.
+fn is_past(entry: &str, now: u64) -> bool {
+    crate::names::Layout::read_trash_entry(entry).is_some_and(|(_, at)| now.saturating_sub(at) >= TRASH_SECONDS)
+}
+
+/// Removes a folder of disks, unless one of them is still under a loop: its file is found by inode, whatever it is called.
+fn remove_unused(stead: &Stead, folder: &Path) -> io::Result<()> {
+    let bound: Vec<_> = stead.host.loop_devices()?;
+    for file in stead.host.list_folder(folder)? {
+        let id = stead.host.file_id(&folder.join(&file))?;
+        if let Some(device) = bound.iter().find(|device| Some(device.backing) == id) {
+            let text = format!("{file} is in use by {}", device.device);
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+        }
+    }
+    stead.host.remove_folder(folder).map(drop)
+}
+
+fn known(stead: &Stead) -> OrphanState {
+    let path = stead.layout.orphans();
+    match stead.host.read_state_file(&path) {
+        Ok(None) => OrphanState::default(),
+        // What is forgotten is seen anew, and waits its time again.
+        Ok(Some(bytes)) => parse_orphans(&bytes).unwrap_or_else(|flaw| {
+            tracing::warn!("{}: {flaw}; every orphan counts as seen now", path.display());
+            OrphanState::default()
+        }),
+        Err(error) => {
+            tracing::warn!("{error}");
+            OrphanState::default()
+        }
+    }
+}
+
+fn remember(stead: &Stead, orphans: &[Orphan]) -> io::Result<()> {
+    let seen = first_seen(orphans);
+    if seen == known(stead).seen {
+        return Ok(());
+    }
+    stead.host.write_durable(&stead.layout.orphans(), &encode(&OrphanState { version: FORMAT_VERSION, seen }))
+}
+
+/// What is told to whoever asked.
+pub(super) fn reply(collected: &[Collected], now: &Now) -> Reply {
+    let unfreed = collected.iter().filter(|collected| matches!(collected.freed, Some(Err(_)))).count();
+    let mut lines: Vec<String> = collected.iter().map(|collected| line(collected, now)).collect();
+    if lines.len() > MOST_LINES {
+        let more = lines.len() - MOST_LINES;
+        lines.truncate(MOST_LINES);
+        lines.push(format!("and {more} more"));
+    }
+    Reply::Collected { lines, unfreed }
+}
+
+/// Says what was freed and what could not be.
+pub(super) fn log(collected: &[Collected]) {
+    for Collected { orphan, freed } in collected {
+        let (kind, name) = (orphan.object.kind.word(), &orphan.object.name);
+        match freed {
+            Some(Ok(())) => tracing::info!(action = "collect", "freed {kind} {name}: nothing accounted for it"),
+            Some(Err(why)) => tracing::warn!(action = "collect", "could not free {kind} {name}: {why}"),
+            None => {}
+        }
+    }
+}
+
+fn line(collected: &Collected, now: &Now) -> String {
+    let orphan = &collected.orphan;
+    match &collected.freed {
+        Some(Ok(())) => format!("{}: freed", orphan.described(now)),
+        Some(Err(why)) => format!("{}: could not be freed: {why}", orphan.described(now)),
+        None => orphan.line(now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stead_put_into_the_trash_leaves_it_and_only_after_seven_days() {
+        let day = 24 * 60 * 60;
+        assert!(is_past("web.1000", 1000 + 7 * day));
+        assert!(!is_past("web.1000", 999 + 7 * day));
+        // The clock was set back.
+        assert!(!is_past("web.1000", 10));
+        assert!(!is_past("holiday-photos", 1000 + 7 * day));
+        assert!(!is_past("web.tar", 1000 + 7 * day));
+    }
+}

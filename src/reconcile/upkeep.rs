@@ -1,0 +1,168 @@
+//! What is done for the host as a whole, beside the VMs' turns: freeing orphans, emptying the trash.
+//!
+//! Looking for orphans disturbs nobody and runs beside the turns. Freeing them is done in a moment in which no VM is worked
+//! on, which is to hold every VM's lock at once; when such a moment does not come by itself, no turn begins until it does.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinSet};
+
+use super::collect::{self, Collected};
+use super::worker::Shared;
+use crate::control::Reply;
+use crate::plan::orphans::{Orphan, OrphanVerdict};
+
+/// How long freeing waits for a moment in which nobody works, before it makes one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is under way for the host as a whole.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    jobs: JoinSet<Ended>,
+    is_surveying: bool,
+    survey_again: bool,
+    /// Since when there is something to free.
+    due_since: Option<Instant>,
+    is_freeing: bool,
+    asked: Vec<oneshot::Sender<Reply>>,
+    /// When an orphan will be old enough.
+    next: Option<Instant>,
+}
+
+/// A job that has ended.
+pub(super) enum Ended {
+    Surveyed(io::Result<Vec<Orphan>>),
+    Freed(io::Result<Vec<Collected>>),
+}
+
+impl Upkeep {
+    /// Looks for orphans, and empties the trash of what is past its time.
+    pub(super) fn survey(&mut self, shared: &Arc<Shared>) {
+        if self.is_surveying || self.is_freeing {
+            self.survey_again = true;
+            return;
+        }
+        self.is_surveying = true;
+        self.survey_again = false;
+        self.next = None;
+        let shared = Arc::clone(shared);
+        self.jobs.spawn_blocking(move || {
+            collect::empty_trash(&shared.stead);
+            Ended::Surveyed(collect::survey(&shared.stead, &shared.memory))
+        });
+    }
+
+    /// Frees what is due, because somebody asked for it.
+    pub(super) fn ask(&mut self, reply: oneshot::Sender<Reply>) {
+        self.asked.push(reply);
+        self.due_since = Some(Instant::now());
+    }
+
+    /// Whether turns may begin now; begins to free what is due if nobody works.
+    pub(super) fn lets_turns_begin(&mut self, working: usize, shared: &Arc<Shared>) -> bool {
+        if self.is_freeing {
+            return false;
+        }
+        let Some(since) = self.due_since else { return true };
+        if working == 0 {
+            self.due_since = None;
+            self.is_freeing = true;
+            let shared = Arc::clone(shared);
+            self.jobs.spawn_blocking(move || Ended::Freed(collect::collect(&shared.stead, &shared.memory)));
+            return false;
+        }
+        since.elapsed() < PATIENCE && self.asked.is_empty()
+    }
+
+    /// When something is to be done next, whatever happens.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        [self.next, self.due_since.map(|since| since + PATIENCE)].into_iter().flatten().min()
+    }
+
+    /// Begins what has come due.
+    pub(super) fn promote(&mut self, shared: &Arc<Shared>) {
+        if self.next.is_some_and(|next| next <= Instant::now()) {
+            self.survey(shared);
+        }
+    }
+
+    /// Whether a one-shot pass has to wait for it.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.jobs.is_empty() || self.due_since.is_some()
+    }
+
+    /// Begins nothing more: the time ran out.
+    pub(super) fn stop(&mut self) {
+        self.due_since = None;
+        self.survey_again = false;
+    }
+
+    /// The next job that ends. May be dropped and called again without losing anything.
+    pub(super) async fn ended(&mut self) -> Option<Result<Ended, JoinError>> {
+        self.jobs.join_next().await
+    }
+
+    /// Takes in what a job came to; gives how many objects were freed.
+    pub(super) fn take_in(&mut self, ended: Ended, shared: &Arc<Shared>) -> usize {
+        let freed = match ended {
+            Ended::Surveyed(orphans) => {
+                self.is_surveying = false;
+                self.take_in_survey(orphans, shared);
+                0
+            }
+            Ended::Freed(collected) => {
+                self.is_freeing = false;
+                self.take_in_freed(collected, shared)
+            }
+        };
+        if self.survey_again {
+            self.survey(shared);
+        }
+        freed
+    }
+
+    fn take_in_survey(&mut self, orphans: io::Result<Vec<Orphan>>, shared: &Arc<Shared>) {
+        let orphans = match orphans {
+            Ok(orphans) => orphans,
+            Err(error) => return tracing::warn!("looking for orphans: {error}"),
+        };
+        if orphans.iter().any(|orphan| orphan.verdict == OrphanVerdict::Free) {
+            self.due_since.get_or_insert_with(Instant::now);
+        }
+        self.plan_next(orphans.iter(), shared);
+    }
+
+    fn take_in_freed(&mut self, collected: io::Result<Vec<Collected>>, shared: &Arc<Shared>) -> usize {
+        let collected = match collected {
+            Ok(collected) => collected,
+            Err(error) => {
+                tracing::warn!("freeing orphans: {error}");
+                self.answer(&Reply::Refused { message: format!("looking for orphans: {error}"), hint: None });
+                return 0;
+            }
+        };
+        collect::log(&collected);
+        self.plan_next(collected.iter().map(|collected| &collected.orphan), shared);
+        self.answer(&collect::reply(&collected, &shared.stead.host.now()));
+        collected.iter().filter(|collected| matches!(collected.freed, Some(Ok(())))).count()
+    }
+
+    fn answer(&mut self, reply: &Reply) {
+        for asked in self.asked.drain(..) {
+            // Whoever asked may have gone away.
+            let _ = asked.send(reply.clone());
+        }
+    }
+
+    fn plan_next<'a>(&mut self, orphans: impl Iterator<Item = &'a Orphan>, shared: &Arc<Shared>) {
+        let now = shared.stead.host.now();
+        let ripe = orphans.filter_map(|orphan| match &orphan.verdict {
+            OrphanVerdict::Wait(until) => now.until(until),
+            OrphanVerdict::Free | OrphanVerdict::Held(_) => None,
+        });
+        self.next = ripe.min().map(|wait| Instant::now() + wait);
+    }
+}
