@@ -20,7 +20,7 @@ fn image(folder: &Path) -> PathBuf {
     let path = folder.join("image");
     let file = File::create(&path).unwrap();
     file.set_len(64 * MIB).unwrap();
-    file.write_all_at(&vec![7; MIB as usize], 32 * MIB).unwrap();
+    file.write_all_at(&vec![7; 1 << 20], 32 * MIB).unwrap();
     file.write_all_at(&[9; 512], 64 * MIB - 512).unwrap();
     file.sync_all().unwrap();
     path
@@ -125,7 +125,7 @@ fn an_image_that_changes_while_it_is_copied_gives_no_copy() {
 fn what_a_crash_left_of_a_copy_is_begun_anew() {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (image(folder.path()), folder.path().join("copy.img"));
-    fs::write(folder.path().join(".copy.img.part"), vec![1; 40 * MIB as usize]).unwrap();
+    fs::write(folder.path().join(".copy.img.part"), vec![1; 40 << 20]).unwrap();
     let host = host();
     let expected = host.image(&from).unwrap().unwrap();
     host.copy_image(&from, &expected, &to, 0, SLICE).unwrap();

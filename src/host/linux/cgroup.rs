@@ -1,7 +1,7 @@
 //! Control groups, version 2 (`Documentation/admin-guide/cgroup-v2.rst`).
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -103,7 +103,7 @@ impl Cgroups {
     pub(super) fn make(&self, path: &str, limits: &CgroupLimits) -> io::Result<bool> {
         let folder = self.folder(path)?;
         let is_new = self.make_folders(path)?;
-        let write = |file: &str, value: String| match fs::write(folder.join(file), value) {
+        let write = |file: &str, value: String| match tell(&folder.join(file), &value) {
             // Without the controller there is no such file.
             Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EACCES) => {
                 Ok(())
@@ -157,7 +157,7 @@ impl Cgroups {
             Some(found) if found.populated => {}
             _ => return Ok(false),
         }
-        match fs::write(folder.join("cgroup.kill"), "1") {
+        match tell(&folder.join("cgroup.kill"), "1") {
             Ok(()) => Ok(true),
             Err(error) if is_gone(&error) => {
                 Err(super::error(io::ErrorKind::Unsupported, "this kernel has no cgroup.kill (Linux 5.14)"))
@@ -202,9 +202,14 @@ fn hand_down(folder: &Path) {
     for name in CONTROLLERS {
         if !enabled.split_ascii_whitespace().any(|known| known == name) {
             // One at a time: one that is missing would keep the other out.
-            let _ = fs::write(&file, format!("+{name}"));
+            let _ = tell(&file, &format!("+{name}"));
         }
     }
+}
+
+/// Writes to a file of the kernel's, which takes each write as one word.
+fn tell(file: &Path, word: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(file)?.write_all(word.as_bytes())
 }
 
 /// The mount point of the whole cgroup2 hierarchy (proc_pid_mountinfo(5)).

@@ -49,7 +49,7 @@ pub fn vms_come_and_go() {
     for round in 0..rounds {
         for (index, there) in (0..VMS).zip(&mut there) {
             let last = round + 1 == rounds;
-            if if last { *there } else { chance.next() % 3 == 0 } {
+            if if last { *there } else { chance.next().is_multiple_of(3) } {
                 *there = !*there;
                 let file = format!("vm{index}.yaml");
                 if *there {
