@@ -34,7 +34,7 @@ fn converge(host: &Host) {
 }
 
 fn dies_everywhere(scenario: &str, before: impl Fn(&Host), change: impl Fn(&Host), end: impl Fn(&Host, &str)) -> usize {
-    mortal::dies_everywhere(scenario, Host::new, settings, before, change, end)
+    mortal::dies_everywhere(scenario, &[false, true], Host::new, settings, before, change, end)
 }
 
 fn exactly_one_runs(host: &Host, when: &str) {

@@ -94,6 +94,11 @@ impl Actor<'_> {
         let _lock = self.lock_image(base.id).map_err(what)?;
         let bytes = disk.size_bytes.unwrap_or(base.bytes);
         check_sizes(disk, &base, bytes).map_err(what)?;
+        if backing != Backing::Copy && base.is_device() {
+            // Whether it was written to since cannot be told.
+            let text = format!("{} is a block device, and a snapshot is made over a file", disk.image.display());
+            return Err(what(io::Error::new(io::ErrorKind::InvalidInput, format!("{text}; use mode: copy or direct"))));
+        }
         let record = DiskRecord {
             version: FORMAT_VERSION,
             name: vm.name.clone(),

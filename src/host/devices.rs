@@ -100,13 +100,20 @@ pub struct LoopRequest {
 /// A file that is a disk's image, as it was looked at: what tells whether it is still the same, unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageIdentity {
-    /// The file.
+    /// The file; a block device by its own number, with inode 0.
     #[serde(flatten)]
     pub id: FileId,
     /// Its length; for a block device its size.
     pub bytes: u64,
     /// When its content last changed, in nanoseconds since the epoch.
     pub mtime_ns: i128,
+}
+
+impl ImageIdentity {
+    /// Whether it is a block device, which has no inode of its own and no time of change.
+    pub fn is_device(&self) -> bool {
+        self.id.inode == 0
+    }
 }
 
 /// How far a copy has come.

@@ -81,8 +81,21 @@ pub struct Survey {
     pub live: BTreeMap<ShortUid, i32>,
 }
 
+impl Survey {
+    /// Whether a record names this object.
+    pub fn is_named(&self, object: &TaggedObject) -> bool {
+        let names = |account: &Account| matches!(account, Account::Names(tags) if tags.contains(&object.tag));
+        match &object.owner {
+            None => false,
+            Some(Owner::Vm(uid)) => self.accounts.get(uid).is_some_and(|(_, account)| names(account)),
+            Some(Owner::Shared) => self.accounts.values().any(|(_, account)| names(account)),
+        }
+    }
+}
+
 impl Looker<'_> {
-    /// Looks at every tagged object of the host. Costs a few system calls an object and one scan of `/proc`.
+    /// Looks at every tagged object of the host: a few system calls an object. Where a record accounts for each of them, as
+    /// it is nearly always, nobody asks who uses them, which takes a scan of `/proc`.
     ///
     /// # Errors
     /// When some kind cannot be listed. Then nothing is known to be an orphan.
@@ -96,13 +109,22 @@ impl Looker<'_> {
         if survey.objects.is_empty() {
             return Ok(survey);
         }
+        // The records after the objects: what was made in between is on record since before it was made.
+        for name in self.known_vms()? {
+            let account = self.account(&name);
+            survey.accounts.insert(self.layout.uid(&name).short(), (name, account));
+        }
+        if survey.objects.iter().all(|object| survey.is_named(object)) {
+            return Ok(survey);
+        }
         for (pid, argument) in self.view.scan_processes()? {
             // UUID-NUMBER: the uid's hex digits come first.
             survey.live.insert(ShortUid::of_process_id(&argument), pid);
         }
-        for name in self.known_vms()? {
-            let account = self.account(&name);
-            survey.accounts.insert(self.layout.uid(&name).short(), (name, account));
+        let holders = self.view.tap_holders()?;
+        for tap in survey.objects.iter_mut().filter(|object| object.kind == ObjectKind::Tap) {
+            let holder = holders.iter().find(|(name, _)| *name == tap.name);
+            tap.in_use = holder.map(|(_, holder)| format!("{holder} is attached to it"));
         }
         Ok(survey)
     }
@@ -144,15 +166,7 @@ impl Looker<'_> {
             let owner = Some(self.layout.state_id.owner_of(&tag)?);
             Some(TaggedObject { kind: ObjectKind::Tap, name: tap.name, tag, owner, in_use: None })
         };
-        let mut taps: Vec<TaggedObject> = self.view.taps()?.into_iter().filter_map(tagged).collect();
-        if !taps.is_empty() {
-            let holders = self.view.tap_holders()?;
-            for tap in &mut taps {
-                let holder = holders.iter().find(|(name, _)| *name == tap.name);
-                tap.in_use = holder.map(|(_, holder)| format!("{holder} is attached to it"));
-            }
-        }
-        Ok(taps)
+        Ok(self.view.taps()?.into_iter().filter_map(tagged).collect())
     }
 
     fn cgroups(&self) -> io::Result<Vec<TaggedObject>> {

@@ -98,11 +98,13 @@ enum Standing {
 }
 
 fn account(survey: &Survey, object: &TaggedObject) -> Standing {
+    if survey.is_named(object) {
+        return Standing::Accounted;
+    }
     match &object.owner {
         None => Standing::Orphan(None),
-        Some(Owner::Shared) => shared(survey, object),
+        Some(Owner::Shared) => shared(survey),
         Some(Owner::Vm(uid)) => match survey.accounts.get(uid) {
-            Some((_, Account::Names(tags))) if tags.contains(&object.tag) => Standing::Accounted,
             Some((name, Account::Unknown(why))) => Standing::Held(Some(name.to_string()), why.clone()),
             // Made for an earlier life of a VM that lives without it, or of one that is gone.
             Some((name, Account::Names(_) | Account::Nothing)) => Standing::Orphan(Some(name.to_string())),
@@ -114,17 +116,13 @@ fn account(survey: &Survey, object: &TaggedObject) -> Standing {
     }
 }
 
-/// The loop over a base image: every VM's whose record names it.
-fn shared(survey: &Survey, object: &TaggedObject) -> Standing {
-    let mut unknown = None;
-    for (name, account) in survey.accounts.values() {
-        match account {
-            Account::Names(tags) if tags.contains(&object.tag) => return Standing::Accounted,
-            Account::Unknown(_) => unknown = Some(format!("VM {name} may use it: its record cannot be told")),
-            Account::Names(_) | Account::Nothing => {}
-        }
+/// A loop over a base image that no record names: any VM whose record cannot be told may use it.
+fn shared(survey: &Survey) -> Standing {
+    let unknown = survey.accounts.values().find(|(_, account)| matches!(account, Account::Unknown(_)));
+    match unknown {
+        Some((name, _)) => Standing::Held(None, format!("VM {name} may use it: its record cannot be told")),
+        None => Standing::Orphan(None),
     }
-    unknown.map_or(Standing::Orphan(None), |why| Standing::Held(None, why))
 }
 
 #[cfg(test)]

@@ -204,16 +204,16 @@ impl Engine {
     pub(super) fn dispatch(&mut self) {
         // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
         self.wakeups.promote(Instant::now());
+        self.upkeep.promote(&self.shared);
+        if !self.upkeep.lets_turns_begin(self.wakeups.working(), &self.shared) {
+            return;
+        }
         if !self.adoptions.is_empty() {
             // Adoption may name any VM: it waits until nobody works, and nobody begins until it is done.
             if self.wakeups.working() > 0 {
                 return;
             }
             self.adopt_now();
-        }
-        self.upkeep.promote(&self.shared);
-        if !self.upkeep.lets_turns_begin(self.wakeups.working(), &self.shared) {
-            return;
         }
         while self.wakeups.working() < self.stead().settings.parallel {
             let Some((name, reasons)) = self.wakeups.take(Instant::now()) else { return };

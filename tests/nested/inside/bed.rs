@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// How long anything may take that a test waits for. Generous, since all here is emulated.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(180);
 
 /// A file of the bed.
 pub fn bed(file: &str) -> PathBuf {

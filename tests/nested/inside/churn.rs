@@ -61,7 +61,7 @@ pub fn vms_come_and_go() {
                 }
             }
         }
-        let args = ["reconcile", "--once", "--allow-prune", "50", "--timeout", "120s"];
+        let args = ["reconcile", "--once", "--allow-prune", "50", "--timeout", "170s"];
         let ended = ends(&mut stead.command(&args));
         assert_eq!(ended.status.code(), Some(0), "round {round}: {}{}", ended.stdout, ended.stderr);
         let alive = there.iter().filter(|there| **there).count();

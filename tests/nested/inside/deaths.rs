@@ -1,4 +1,4 @@
-//! stead dies before and after each effect of a start and of a teardown of a VM with a snapshot disk, a tap and a cgroup; the
+//! stead dies between any two effects of a start and of a teardown of a VM with a snapshot disk, a tap and a cgroup; the
 //! next stead must bring the host to the same end as an undisturbed one.
 
 use std::cell::Cell;
@@ -9,6 +9,9 @@ use stead::config::Settings;
 
 use crate::inside::bed::{Fingerprint, Stead, base_image, fingerprint, firecracker, vm};
 use crate::mortal;
+
+/// Before one effect is after the one before it: that is each point there is between any two.
+const BEFORE: &[bool] = &[false];
 
 /// A host with a stead of its own, seen before that held anything.
 struct World {
@@ -72,7 +75,8 @@ impl World {
 
 pub fn death_at_any_point_of_a_start_leads_to_one_vmm_on_its_disk() {
     base_image();
-    let points = mortal::dies_everywhere("start", World::new, World::settings, |_| {}, World::apply, World::runs);
+    let points =
+        mortal::dies_everywhere("start", BEFORE, World::new, World::settings, |_| {}, World::apply, World::runs);
     println!("{points} effects of a start");
     assert!(points >= 14, "{points}");
 }
@@ -80,7 +84,8 @@ pub fn death_at_any_point_of_a_start_leads_to_one_vmm_on_its_disk() {
 pub fn death_at_any_point_of_a_teardown_leaves_nothing() {
     base_image();
     let remove = |world: &World| world.stead.remove("web.yaml");
-    let points = mortal::dies_everywhere("teardown", World::new, World::settings, World::apply, remove, World::goes);
+    let points =
+        mortal::dies_everywhere("teardown", BEFORE, World::new, World::settings, World::apply, remove, World::goes);
     println!("{points} effects of a teardown");
     assert!(points >= 12, "{points}");
 }

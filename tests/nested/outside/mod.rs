@@ -21,7 +21,7 @@ pub const TESTS: &[Named] = named![
 ];
 
 /// How long a test inside may take: some do hundreds of things on emulated CPUs.
-const LONG: Duration = Duration::from_secs(240);
+const LONG: Duration = Duration::from_secs(900);
 
 /// One test of `inside::TESTS`: in a fresh host, to its verdict.
 pub fn run_inside(name: &str) {
