@@ -1,7 +1,7 @@
 //! The control loop and the one-shot pass: what should exist, what does, the difference, the actions.
 //!
 //! `run` and `once` are the same engine; they differ in when they stop. The engine holds what was seen last and which
-//! VMs are to be looked at; [`worker`] gives each VM its turn.
+//! VMs are to be looked at; `worker` gives each VM its turn.
 
 mod collect;
 mod engine;

@@ -237,7 +237,8 @@ pub trait DeviceOps: DeviceView {
     /// as it is.
     ///
     /// # Errors
-    /// `StaleNetworkFileHandle` when the path leads to another file than [`LoopRequest::backing`].
+    /// `StaleNetworkFileHandle` when the path leads to another file than [`LoopRequest::backing`]. `ResourceBusy` when the
+    /// loop would be writable and another writable one is bound to the file: the kernel would bind it twice.
     fn attach_loop(&self, request: &LoopRequest) -> io::Result<LoopDevice>;
 
     /// Frees a loop device if its tag is `tag`, and confirms in sysfs that it is free; true when it was bound.
