@@ -147,12 +147,13 @@ fn settle(host: &Host) -> Vec<String> {
 fn the_samples_run_as_they_are() {
     let host = Host::new();
     let images = bed("images");
-    for sample in ["hello.yaml", "workers.yaml", "firecracker.yaml"] {
+    for sample in ["hello.yaml", "workers.yaml", "firecracker.yaml", "snapshot.yaml"] {
         let text = fs::read_to_string(format!("{}/manifests/{sample}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         host.apply(sample, &text.replace("/var/lib/stead/images", &images.display().to_string()));
     }
     host.once(0);
-    for name in ["hello", "worker-1", "worker-2", "spark"] {
+    for name in ["hello", "worker-1", "worker-2", "spark", "scratch"] {
         host.running(name);
     }
+    host.console_shows("scratch", "GUEST DISK vda sectors=131072 ro=0");
 }
