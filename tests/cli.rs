@@ -253,7 +253,11 @@ fn logs_follow_through_a_trim_and_end_in_good_order() {
     assert_eq!(lines.next().unwrap(), "booting, version 6.12.1 of the kernel");
     append(&path, "\x1b[2Jas it is\n");
     assert_eq!(lines.next().unwrap(), "\x1b[2Jas it is", "no terminal, so its bytes go as they are");
-    fs::write(&path, "version 6.12.1 of the kernel\n\x1b[2Jas it is\nafter the trim\n").unwrap();
+    // As trimming does it: the tail is written over the front, and what follows is cut off.
+    let tail = "version 6.12.1 of the kernel\n\x1b[2Jas it is\nafter the trim\n";
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, tail.as_bytes(), 0).unwrap();
+    file.set_len(tail.len() as u64).unwrap();
     assert_eq!(lines.next().unwrap(), "after the trim");
     fs::rename(&path, path.with_extension("old")).unwrap();
     append(&path, "a new file\n");

@@ -49,7 +49,9 @@ pub fn vms_come_and_go_until_the_power_goes() {
     }
     let flawed = flawed(&stead);
 
-    stead.once(0);
+    // As the pass that was cut short: a gate that asks for approval is none of these rules.
+    let ended = stead.stead(&["reconcile", "--once", "--allow-prune", "6"]);
+    assert_eq!(ended.status.code(), Some(0), "{}{}", ended.stdout, ended.stderr);
     check(&stead, &before, &lives);
     assert_eq!(stead.once(0), "", "a second pass did something");
     println!("CHECKED flawed={}", flawed.len());
