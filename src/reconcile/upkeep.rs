@@ -1,11 +1,12 @@
 //! What is done for the host as a whole, beside the VMs' turns: freeing orphans, emptying the trash.
 //!
 //! Looking for orphans disturbs nobody and runs beside the turns. Freeing them is done in a moment in which no VM is worked
-//! on, which is to hold every VM's lock at once; when such a moment does not come by itself, no turn begins until it does.
+//! on, which is to hold every VM's lock at once. Such moments come by themselves, and nobody is kept waiting for one, unless
+//! a person asked: then no turn begins until those under way have ended.
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -15,17 +16,14 @@ use super::worker::Shared;
 use crate::control::Reply;
 use crate::plan::orphans::{Orphan, OrphanVerdict};
 
-/// How long freeing waits for a moment in which nobody works, before it makes one.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// What is under way for the host as a whole.
 #[derive(Default)]
 pub(super) struct Upkeep {
     jobs: JoinSet<Ended>,
     is_surveying: bool,
     survey_again: bool,
-    /// Since when there is something to free.
-    due_since: Option<Instant>,
+    /// Whether there is something to free.
+    is_due: bool,
     is_freeing: bool,
     asked: Vec<oneshot::Sender<Reply>>,
     /// When an orphan will be old enough.
@@ -58,7 +56,7 @@ impl Upkeep {
     /// Frees what is due, because somebody asked for it.
     pub(super) fn ask(&mut self, reply: oneshot::Sender<Reply>) {
         self.asked.push(reply);
-        self.due_since = Some(Instant::now());
+        self.is_due = true;
     }
 
     /// Whether turns may begin now; begins to free what is due if nobody works.
@@ -66,37 +64,38 @@ impl Upkeep {
         if self.is_freeing {
             return false;
         }
-        let Some(since) = self.due_since else { return true };
-        if working == 0 {
-            self.due_since = None;
+        if self.is_due && working == 0 {
+            self.is_due = false;
             self.is_freeing = true;
             let shared = Arc::clone(shared);
             self.jobs.spawn_blocking(move || Ended::Freed(collect::collect(&shared.stead, &shared.memory)));
             return false;
         }
-        since.elapsed() < PATIENCE && self.asked.is_empty()
+        self.asked.is_empty()
     }
 
     /// When something is to be done next, whatever happens.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        [self.next, self.due_since.map(|since| since + PATIENCE)].into_iter().flatten().min()
+        self.next
     }
 
     /// Begins what has come due.
     pub(super) fn promote(&mut self, shared: &Arc<Shared>) {
         if self.next.is_some_and(|next| next <= Instant::now()) {
+            // Also while one is under way: a deadline that stayed past would wake the loop again and again.
+            self.next = None;
             self.survey(shared);
         }
     }
 
     /// Whether a one-shot pass has to wait for it.
     pub(super) fn is_busy(&self) -> bool {
-        !self.jobs.is_empty() || self.due_since.is_some()
+        !self.jobs.is_empty() || self.is_due
     }
 
     /// Begins nothing more: the time ran out.
     pub(super) fn stop(&mut self) {
-        self.due_since = None;
+        self.is_due = false;
         self.survey_again = false;
     }
 
@@ -130,7 +129,7 @@ impl Upkeep {
             Err(error) => return tracing::warn!("looking for orphans: {error}"),
         };
         if orphans.iter().any(|orphan| orphan.verdict == OrphanVerdict::Free) {
-            self.due_since.get_or_insert_with(Instant::now);
+            self.is_due = true;
         }
         self.plan_next(orphans.iter(), shared);
     }
