@@ -20,14 +20,22 @@ use crate::plan::orphans::{Orphan, OrphanVerdict};
 #[derive(Default)]
 pub(super) struct Upkeep {
     jobs: JoinSet<Ended>,
-    is_surveying: bool,
+    under_way: UnderWay,
     survey_again: bool,
     /// Whether there is something to free.
     is_due: bool,
-    is_freeing: bool,
     asked: Vec<oneshot::Sender<Reply>>,
     /// When an orphan will be old enough.
     next: Option<Instant>,
+}
+
+/// Both read and write what is known of the orphans, so that one is done at a time.
+#[derive(Default, PartialEq, Eq)]
+enum UnderWay {
+    #[default]
+    Nothing,
+    Survey,
+    Freeing,
 }
 
 /// A job that has ended.
@@ -39,11 +47,11 @@ pub(super) enum Ended {
 impl Upkeep {
     /// Looks for orphans, and empties the trash of what is past its time.
     pub(super) fn survey(&mut self, shared: &Arc<Shared>) {
-        if self.is_surveying || self.is_freeing {
+        if self.under_way != UnderWay::Nothing {
             self.survey_again = true;
             return;
         }
-        self.is_surveying = true;
+        self.under_way = UnderWay::Survey;
         self.survey_again = false;
         self.next = None;
         let shared = Arc::clone(shared);
@@ -61,12 +69,12 @@ impl Upkeep {
 
     /// Whether turns may begin now; begins to free what is due if nobody works.
     pub(super) fn lets_turns_begin(&mut self, working: usize, shared: &Arc<Shared>) -> bool {
-        if self.is_freeing {
+        if self.under_way == UnderWay::Freeing {
             return false;
         }
-        if self.is_due && working == 0 {
+        if self.is_due && working == 0 && self.under_way == UnderWay::Nothing {
             self.is_due = false;
-            self.is_freeing = true;
+            self.under_way = UnderWay::Freeing;
             let shared = Arc::clone(shared);
             self.jobs.spawn_blocking(move || Ended::Freed(collect::collect(&shared.stead, &shared.memory)));
             return false;
@@ -106,16 +114,13 @@ impl Upkeep {
 
     /// Takes in what a job came to; gives how many objects were freed.
     pub(super) fn take_in(&mut self, ended: Ended, shared: &Arc<Shared>) -> usize {
+        self.under_way = UnderWay::Nothing;
         let freed = match ended {
             Ended::Surveyed(orphans) => {
-                self.is_surveying = false;
                 self.take_in_survey(orphans, shared);
                 0
             }
-            Ended::Freed(collected) => {
-                self.is_freeing = false;
-                self.take_in_freed(collected, shared)
-            }
+            Ended::Freed(collected) => self.take_in_freed(collected, shared),
         };
         if self.survey_again {
             self.survey(shared);
