@@ -6,7 +6,8 @@
 //! deadlines the earlier wins.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use crate::names::VmName;
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 use super::upkeep::{self, Upkeep};
 use super::worker::{self, Report, Shared, Turn};
@@ -305,7 +306,7 @@ impl Engine {
         let deadline = [self.wakeups.next_deadline(), self.upkeep.next_deadline()].into_iter().flatten().min();
         let deadline = async move {
             match deadline {
-                Some(when) => tokio::time::sleep_until(when.into()).await,
+                Some(when) => tokio::time::sleep_until(when).await,
                 None => std::future::pending().await,
             }
         };

@@ -6,10 +6,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 use super::collect::{self, Collected};
 use super::worker::Shared;
