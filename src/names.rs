@@ -149,6 +149,21 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_tells_whose_it_is_and_other_files_do_not() {
+        let state = StateId::derive("m", Path::new("/s"));
+        let layout = Layout::new(state, "/s".into(), Path::new("/r")).unwrap();
+        let name: VmName = "web".parse().unwrap();
+        for socket in [layout.api_socket(&name, Incarnation(7)), layout.identity_socket(&name, Incarnation(7))] {
+            let file_name = socket.file_name().unwrap().to_str().unwrap();
+            assert_eq!(Layout::read_socket_owner(file_name), Some(layout.uid(&name).short()), "{file_name}");
+        }
+        for other in ["stead.sock", "0123456789abcdef.sock", "0123456789abcdef-7", "0123456789abcde-7.sock", "g-1.sock"]
+        {
+            assert_eq!(Layout::read_socket_owner(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn a_process_id_is_read_back_only_in_the_exact_shape() {
         let name: VmName = "web".parse().unwrap();
         let uid = StateId::derive("m", Path::new("/s")).uid(&name);

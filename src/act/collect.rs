@@ -2,12 +2,13 @@
 //! of the host refuse what is open or carries another tag.
 
 use std::io;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use super::Actor;
 use crate::host::devices::{LoopDevice, TapRemoval};
-use crate::observed::orphans::{ObjectKind, TaggedObject};
+use crate::observed::orphans::{ObjectKind, TaggedObject, listens};
 
 /// How long the removal of taps may take.
 const TAPS_BOUND: Duration = Duration::from_secs(30);
@@ -22,6 +23,7 @@ impl Actor<'_> {
             ObjectKind::Loop => self.collect_loop(object),
             ObjectKind::Tap => of_taps.next().unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())),
             ObjectKind::Cgroup => self.host.remove_cgroup(&object.name).map(drop),
+            ObjectKind::Socket => self.collect_socket(Path::new(&object.name)),
         };
         orphans.iter().map(collect).collect()
     }
@@ -39,6 +41,13 @@ impl Actor<'_> {
         self.host.remove_taps(taps.iter().map(removal).collect(), Box::new(done));
         let results: Vec<io::Result<bool>> = told.recv_timeout(TAPS_BOUND).unwrap_or_default();
         results.into_iter().map(|result| result.map(drop)).collect()
+    }
+
+    fn collect_socket(&self, socket: &Path) -> io::Result<()> {
+        match listens(self.host.socket_peer(socket)) {
+            Some(why) => Err(io::Error::new(io::ErrorKind::ResourceBusy, why)),
+            None => self.host.remove_file(socket, false).map(drop),
+        }
     }
 
     fn collect_loop(&self, object: &TaggedObject) -> io::Result<()> {

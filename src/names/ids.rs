@@ -149,6 +149,12 @@ impl ShortUid {
         &self.0
     }
 
+    /// Reads back what [`ShortUid::as_str`] gave.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        (text.len() == SHORT_UID && text.bytes().all(is_digit)).then(|| Self(text.to_owned()))
+    }
+
     /// That of the VM whose VMM has this id argument ([`VmUid::process_id`]).
     pub fn of_process_id(argument: &str) -> Self {
         Self(argument.chars().filter(|c| *c != '-').take(SHORT_UID).collect())

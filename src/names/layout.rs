@@ -122,6 +122,14 @@ impl Layout {
         (digits == number.to_string()).then_some((Incarnation(number), is_identity))
     }
 
+    /// Reads back whose socket a file name in the run folder is, whichever VM's it is.
+    pub fn read_socket_owner(file_name: &str) -> Option<ShortUid> {
+        let stem = file_name.strip_suffix(".sock")?;
+        let (uid, number) = stem.strip_suffix(".id").unwrap_or(stem).split_once('-')?;
+        number.parse::<u64>().ok()?;
+        ShortUid::parse(uid)
+    }
+
     /// The socket of a running `stead run`.
     pub fn control_socket(&self) -> PathBuf {
         self.run_dir.join("stead.sock")

@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
 
 use super::Record;
 use super::snapshot::Looker;
 use crate::desired::FileId;
-use crate::host::LockProbe;
-use crate::names::{Owner, ShortUid, VmName};
+use crate::host::{LockProbe, SocketPeer};
+use crate::names::{Layout, Owner, ShortUid, VmName};
 use crate::state::{Handles, LoopHandle};
 
 /// A kind of kernel object, in the order in which they are freed.
@@ -23,6 +24,8 @@ pub enum ObjectKind {
     Tap,
     /// A cgroup.
     Cgroup,
+    /// A socket of a VMM.
+    Socket,
 }
 
 impl ObjectKind {
@@ -33,6 +36,7 @@ impl ObjectKind {
             Self::Loop => "loop",
             Self::Tap => "tap",
             Self::Cgroup => "cgroup",
+            Self::Socket => "socket",
         }
     }
 }
@@ -44,7 +48,7 @@ pub struct TaggedObject {
     pub kind: ObjectKind,
     /// What the kernel calls it: a device, an interface, a path.
     pub name: String,
-    /// Its owner tag; for a cgroup its path.
+    /// Its owner tag; for a cgroup or a socket its path.
     pub tag: String,
     /// Whose it is by that tag; `None` for the cgroup of a name that is no VM's.
     pub owner: Option<Owner>,
@@ -104,6 +108,7 @@ impl Looker<'_> {
         objects.extend(self.tagged_loops()?);
         objects.extend(self.tagged_taps()?);
         objects.extend(self.cgroups()?);
+        objects.extend(self.sockets_of_vmms()?);
         objects.sort();
         let mut survey = Survey { objects, ..Survey::default() };
         if survey.objects.is_empty() {
@@ -120,6 +125,12 @@ impl Looker<'_> {
         for (pid, argument) in self.view.scan_processes()? {
             // UUID-NUMBER: the uid's hex digits come first.
             survey.live.insert(ShortUid::of_process_id(&argument), pid);
+        }
+        // Asked only now: connecting to the API of a live VMM may take another client's turn.
+        let unnamed: Vec<bool> = survey.objects.iter().map(|object| !survey.is_named(object)).collect();
+        let sockets = survey.objects.iter_mut().zip(unnamed).filter(|(object, _)| object.kind == ObjectKind::Socket);
+        for (socket, _) in sockets.filter(|(_, is_unnamed)| *is_unnamed) {
+            socket.in_use = listens(self.view.socket_peer(Path::new(&socket.name)));
         }
         let holders = self.view.tap_holders()?;
         for tap in survey.objects.iter_mut().filter(|object| object.kind == ObjectKind::Tap) {
@@ -181,6 +192,24 @@ impl Looker<'_> {
         }
         Ok(objects)
     }
+
+    fn sockets_of_vmms(&self) -> io::Result<Vec<TaggedObject>> {
+        let tagged = |entry: String| {
+            let owner = Some(Owner::Vm(Layout::read_socket_owner(&entry)?));
+            let path = self.layout.run_dir.join(entry).to_str()?.to_owned();
+            Some(TaggedObject { kind: ObjectKind::Socket, name: path.clone(), tag: path, owner, in_use: None })
+        };
+        Ok(self.view.list_folder(&self.layout.run_dir)?.into_iter().filter_map(tagged).collect())
+    }
+}
+
+/// Who listens on a socket, as a reason to leave it.
+pub fn listens(peer: SocketPeer) -> Option<String> {
+    match peer {
+        SocketPeer::NobodyListens | SocketPeer::NoSocket => None,
+        SocketPeer::Listener(process) => Some(format!("pid {} listens on it", process.identity.pid)),
+        SocketPeer::Unknown(why) => Some(why),
+    }
 }
 
 /// [`TaggedObject::tag`] of a loop device: its tag and its file, since the loops over all base images carry one tag.
@@ -194,5 +223,7 @@ fn tags_of(looker: &Looker<'_>, handles: &Handles) -> BTreeSet<String> {
     let taps = handles.tap_devices.iter().map(|tap| handles.uid.tap_alias(state, &tap.interface));
     let dm = handles.dm_devices.iter().map(|dm| dm.uuid.clone());
     let of_loop = |handle: &LoopHandle| loop_key(&handle.tag, handle.backing);
-    taps.chain(dm).chain(handles.loops.iter().map(of_loop)).chain(handles.cgroup.clone()).collect()
+    let sockets = std::iter::once(&handles.api_socket).chain(&handles.identity_socket);
+    let sockets = sockets.map(|socket| socket.display().to_string());
+    taps.chain(dm).chain(handles.loops.iter().map(of_loop)).chain(handles.cgroup.clone()).chain(sockets).collect()
 }

@@ -219,7 +219,7 @@ pub fn orphans_are_listed_aged_and_freed() {
     // Its VMM lives: unclaimed, and nothing of it is taken away.
     let held = stead.stead(&["gc", "--orphan-age", "0s"]);
     assert_eq!(held.status.code(), Some(0), "{held:?}");
-    assert_eq!(held.stdout.lines().filter(|line| line.contains("held: ")).count(), 5, "{held:?}");
+    assert_eq!(held.stdout.lines().filter(|line| line.contains("held: ")).count(), 6, "{held:?}");
     assert!(held.stdout.contains(&format!("pid {pid}")), "{held:?}");
     assert!(Path::new("/proc").join(pid.to_string()).exists());
 
