@@ -5,6 +5,7 @@
 
 pub mod devices;
 pub mod linux;
+pub mod sim;
 
 use std::fmt;
 use std::io;

@@ -1,0 +1,218 @@
+//! A simulated machine with a folder of manifests, and the lives of stead on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use stead::config::{QemuAccel, Settings};
+use stead::host::HostOps;
+use stead::host::sim::{Effect, Fault, Machine, SimHost};
+use stead::names::{Layout, StateId};
+use stead::plan::{AllowPrune, Policy};
+use stead::reconcile::{OnceOptions, Outcome, Stead, once};
+
+/// Faults of one life, by the number of the effect at which each happens.
+pub type Faults = BTreeMap<usize, Fault>;
+
+const STATE: &str = "/var/lib/stead";
+const RUN: &str = "/run/stead";
+
+/// A host, and what its user has declared.
+pub struct Bed {
+    pub machine: Machine,
+    pub settings: Settings,
+    pub layout: Layout,
+    folder: PathBuf,
+}
+
+thread_local! {
+    /// One folder for all beds of a thread, one after the other. The manifests in it are links to files that stay, so that
+    /// they are as old as a one-shot pass wants them to be: it waits for the end of whoever writes a young one.
+    static FOLDER: tempfile::TempDir = {
+        // In memory where that can be had: nothing here needs to outlive anything.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        fs::create_dir_all(folder.path().join("manifests/.all")).unwrap();
+        folder
+    };
+}
+
+/// How one pass of stead ended.
+pub struct Pass {
+    /// None when stead died in it.
+    pub outcome: Option<Outcome>,
+    pub effects: Vec<Effect>,
+}
+
+impl Bed {
+    pub fn new(seed: u64) -> Self {
+        let folder = FOLDER.with(|folder| folder.path().to_owned());
+        let state_id = StateId::derive("simulated", Path::new(STATE));
+        let layout = Layout::new(state_id, STATE.into(), Path::new(RUN)).unwrap();
+        let machine = Machine::new(&layout.state_dir, &layout.run_dir, seed);
+        let settings = Settings {
+            manifests: folder.join("manifests"),
+            state_dir: STATE.into(),
+            run_dir: RUN.into(),
+            firecracker: "firecracker".into(),
+            qemu: "qemu-system-x86_64".into(),
+            qemu_accel: QemuAccel::Auto,
+            // One at a time: the order of effects is the same each time.
+            parallel: 1,
+            api_timeout: Duration::from_secs(2),
+            resync: Duration::from_secs(600),
+            log_limit: 1 << 20,
+            policy: Policy { prune_free: 100, ..Policy::default() },
+        };
+        let bed = Self { machine, settings, layout, folder };
+        for name in bed.declared() {
+            bed.remove(&name);
+        }
+        for file in ["kernel", "base.img", "other.img", "data.img"] {
+            fs::write(bed.file(file), file).unwrap();
+            bed.machine.add_image(&bed.file(file), file.as_bytes(), 8 << 20).unwrap();
+        }
+        bed.machine.add_bridge("br0");
+        bed
+    }
+
+    /// A file beside the manifests.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub fn apply(&self, name: &str, text: &str) {
+        let mut hasher = std::hash::DefaultHasher::new();
+        text.hash(&mut hasher);
+        let content = PathBuf::from(format!(".all/{:016x}.yaml", hasher.finish()));
+        let file = self.settings.manifests.join(&content);
+        if !file.exists() {
+            fs::write(file, text).unwrap();
+        }
+        // All or nothing, as good tools write.
+        let hidden = self.settings.manifests.join(".new");
+        std::os::unix::fs::symlink(content, &hidden).unwrap();
+        fs::rename(hidden, self.settings.manifests.join(name)).unwrap();
+    }
+
+    /// The manifests that are there, by name.
+    pub fn declared(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.settings.manifests).unwrap().flatten();
+        let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.retain(|name| !name.starts_with('.'));
+        names.sort();
+        names
+    }
+
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.settings.manifests.join(name)).unwrap();
+    }
+
+    pub fn stead(&self, host: &Arc<SimHost>) -> Stead {
+        let host: Arc<dyn HostOps> = Arc::clone(host) as Arc<dyn HostOps>;
+        Stead { settings: self.settings.clone(), layout: self.layout.clone(), host }
+    }
+
+    /// One life of stead: a one-shot pass, in which these faults happen.
+    pub fn pass(&self, faults: &Faults) -> Pass {
+        let host = self.machine.life(faults.clone());
+        let stead = self.stead(&host);
+        let options = OnceOptions { timeout: Duration::from_secs(300), allow_prune: AllowPrune(0), only: None };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            // What blocks is done one after the other, in the order in which it was begun.
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let outcome = runtime.block_on(async {
+            self.machine.start_clock();
+            let mut nobody_looks_on = |_| {};
+            let outcome = tokio::select! {
+                biased;
+                () = host.dead() => None,
+                outcome = once(&stead, &options, &mut nobody_looks_on) => Some(outcome.unwrap()),
+            };
+            self.machine.stop_clock();
+            outcome
+        });
+        // What had begun comes to its end, and does nothing any more.
+        drop(runtime);
+        if host.is_cut() {
+            self.machine.reboot(false);
+        }
+        // It may have been killed by the very last thing it did.
+        let outcome = outcome.filter(|_| !host.is_dead());
+        Pass { outcome, effects: host.effects() }
+    }
+
+    /// Passes until there is nothing to do, and nothing to wait for either; what the last one came to.
+    #[track_caller]
+    pub fn converge(&self, when: &str) -> Outcome {
+        let mut last = String::new();
+        let mut is_quiet = false;
+        for _ in 0..40 {
+            let pass = self.pass(&Faults::new());
+            let outcome = pass.outcome.expect("nobody kills it");
+            let was_quiet = is_quiet;
+            is_quiet = outcome.changes == 0 && outcome.plan.is_empty() && outcome.failures.is_empty();
+            if is_quiet && was_quiet {
+                return outcome;
+            }
+            last = format!("{:?}\n{:?}", outcome.plan, outcome.failures);
+            // Longer than any back-off, and than an orphan has to be seen for.
+            self.machine.wait(Duration::from_secs(400));
+        }
+        panic!("{when}: it does not come to rest: {last}\n{:#?}", self.machine.objects());
+    }
+
+    /// Everything that a user would call the state of the host: what runs, what is held, which files there are. Without the
+    /// numbers of lives, which differ with how often something failed on the way.
+    pub fn end_state(&self) -> BTreeSet<String> {
+        // The cgroups above those of VMs come with the first VM and stay.
+        let is_of_vm = |object: &&String| !object.starts_with("cgroup ") || object.matches('/').count() == 2;
+        let objects = self.machine.objects();
+        let objects = objects.iter().filter(is_of_vm);
+        let mut all: BTreeSet<String> = objects
+            .map(|object| without_life_numbers(object).replace(&self.folder.display().to_string(), ""))
+            .collect();
+        for path in self.machine.paths(&self.layout.state_dir) {
+            let name = path.display().to_string();
+            let is_told_apart = name.contains(".corrupt") || name.contains("/trash/");
+            if !is_told_apart && !name.ends_with("status.json") && !name.ends_with("orphans.json") {
+                all.insert(name);
+            }
+        }
+        all
+    }
+
+    #[track_caller]
+    pub fn no_rule_is_broken(&self, when: &str) {
+        assert_eq!(self.machine.violations(), Vec::<String>::new(), "{when}");
+    }
+}
+
+/// `UUID-7` and `HEX-7.sock` without the 7.
+fn without_life_numbers(text: &str) -> String {
+    let without = |word: &str| match word.rsplit_once('-') {
+        Some((stem, number)) if number.starts_with(|c: char| c.is_ascii_digit()) => {
+            let rest = number.trim_start_matches(|c: char| c.is_ascii_digit());
+            let is_id = rest.is_empty() || rest.starts_with('.') && rest.contains("sock");
+            if is_id { format!("{stem}-N{rest}") } else { word.to_owned() }
+        }
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(without).collect::<Vec<_>>().join(" ")
+}
+
+/// A VM's manifest.
+pub fn vm(bed: &Bed, name: &str, spec: &str) -> String {
+    let kernel = bed.file("kernel");
+    format!(
+        "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\nspec:\n  memory: 128Mi\n  boot: {{kernel: {}}}\n{spec}",
+        kernel.display()
+    )
+}

@@ -1,0 +1,196 @@
+//! Each effect of each scenario fails, or is the last that stead does, or the last before the power goes. Whatever comes of
+//! it, no rule is broken, and the next lives bring the host to where an undisturbed one would have brought it.
+//!
+//! The effects are counted, not listed: a new one is covered without anybody adding a test.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use stead::host::sim::{Effect, Fault, Moment};
+
+use crate::bed::{Bed, Faults, vm};
+
+/// What happens on a host.
+struct Scenario {
+    name: &'static str,
+    /// Which VMs there are before.
+    declare: fn(&Bed),
+    /// What is done to them then, with nobody disturbed.
+    before: fn(&Bed),
+    /// What stead is then to deal with.
+    change: fn(&Bed),
+}
+
+const DISKS: &str = "  disks: [{name: root, image: BASE, mode: snapshot, size: 16Mi}]\n  networkInterfaces: [{name: eth0, \
+                     bridge: br0}]\n";
+
+/// VMs of all kinds: with a snapshot and a tap, with a copy, with a disk of the user's own, with nothing, and QEMU.
+fn declare(bed: &Bed, count: usize) {
+    let base = bed.file("base.img").display().to_string();
+    let specs = [
+        DISKS.replace("BASE", &base),
+        format!("  disks: [{{name: root, image: {base}, mode: copy}}]\n  networkInterfaces: [{{name: eth0}}]\n"),
+        format!("  disks: [{{name: data, image: {}, mode: direct}}]\n", bed.file("data.img").display()),
+        "  vmm: qemu\n  networkInterfaces: [{name: eth0}, {name: eth1, bridge: br0}]\n".to_owned(),
+        DISKS.replace("BASE", &base),
+    ];
+    for (index, spec) in specs.iter().take(count).enumerate() {
+        let name = format!("vm{index}");
+        bed.apply(&format!("{name}.yaml"), &vm(bed, &name, spec));
+    }
+}
+
+fn edit_all(bed: &Bed, from: &str, to: &str) {
+    for name in bed.declared() {
+        let text = std::fs::read_to_string(bed.settings.manifests.join(&name)).unwrap();
+        bed.apply(&name, &text.replace(from, to));
+    }
+}
+
+fn remove_all(bed: &Bed) {
+    for name in bed.declared() {
+        bed.remove(&name);
+    }
+    // A folder that declares nothing at all is held: it may not be mounted.
+    bed.apply("stays.yaml", &vm(bed, "stays", "  powerState: Stopped\n"));
+}
+
+fn kill_all(bed: &Bed) {
+    for pid in bed.machine.vmms() {
+        bed.machine.kill(pid);
+    }
+}
+
+/// What a VM held that no record names any more.
+fn orphan_all(bed: &Bed) {
+    remove_all(bed);
+    kill_all(bed);
+    bed.machine.lose(&bed.layout.vms());
+    // Seen once, and old enough at the next look.
+    bed.pass(&Faults::new());
+    bed.machine.wait(Duration::from_secs(3600));
+}
+
+const ALL: fn(&Bed) = |bed| declare(bed, 5);
+const NOTHING: fn(&Bed) = |_| {};
+
+fn forget_disks(bed: &Bed) {
+    edit_all(bed, "spec:\n", "spec:\n  deletionPolicy: Delete\n");
+}
+
+/// The scenarios, with VMs declared by `declare`.
+fn scenarios(declare: fn(&Bed)) -> Vec<Scenario> {
+    let scenario = |name, change| Scenario { name, declare, before: NOTHING, change };
+    vec![
+        Scenario { declare: NOTHING, ..scenario("start", declare) },
+        scenario("persist", |bed| bed.machine.wait(Duration::from_secs(1))),
+        scenario("records_are_lost", |bed| {
+            for path in bed.machine.paths(&bed.layout.vms()).iter().filter(|path| path.ends_with("handles.json")) {
+                bed.machine.lose(path);
+            }
+        }),
+        scenario("teardown", remove_all),
+        Scenario { before: forget_disks, ..scenario("teardown_with_disks", remove_all) },
+        scenario("replace", |bed| edit_all(bed, "128Mi", "256Mi")),
+        scenario("a_disk_grows", |bed| edit_all(bed, "16Mi", "32Mi")),
+        scenario("pause", |bed| edit_all(bed, "spec:\n", "spec:\n  powerState: Paused\n")),
+        scenario("stop", |bed| edit_all(bed, "spec:\n", "spec:\n  powerState: Stopped\n")),
+        scenario("the_vmms_died", kill_all),
+        scenario("reboot", |bed| bed.machine.reboot(true)),
+        scenario("gc", orphan_all),
+    ]
+}
+
+/// What may happen at an effect.
+fn faults_at(effect: &Effect) -> Vec<Fault> {
+    let mut moments = vec![Moment::Before, Moment::After];
+    if effect.has_half {
+        moments.push(Moment::Half);
+    }
+    let fail = effect.errors.iter().map(|errno| Fault::Fail(*errno));
+    let fail_done = effect.errors_done.iter().map(|errno| Fault::FailDone(*errno));
+    let die = moments.iter().map(|moment| Fault::Die(*moment));
+    let cut = moments.iter().map(|moment| Fault::Cut(*moment));
+    fail.chain(fail_done).chain(die).chain(cut).collect()
+}
+
+/// Brings a new host to where the scenario begins.
+fn begin(scenario: &Scenario, seed: u64) -> Bed {
+    let bed = Bed::new(seed);
+    (scenario.declare)(&bed);
+    (scenario.before)(&bed);
+    bed.converge(scenario.name);
+    (scenario.change)(&bed);
+    bed
+}
+
+/// The effects of the undisturbed scenario, and its end.
+fn undisturbed(scenario: &Scenario) -> (Vec<Effect>, BTreeSet<String>) {
+    let bed = begin(scenario, 0);
+    let effects = bed.pass(&Faults::new()).effects;
+    let outcome = bed.converge(scenario.name);
+    assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
+    bed.no_rule_is_broken(scenario.name);
+    (effects, bed.end_state())
+}
+
+/// Runs a scenario with faults in its first lives, each in a life of its own, and looks at the end. Gives the effects of the
+/// life after the last fault.
+fn disturbed(scenario: &Scenario, lives: &[(usize, Fault)], end: &BTreeSet<String>, when: &str) -> Vec<Effect> {
+    let seed = lives.iter().map(|(at, _)| *at as u64).sum();
+    let bed = begin(scenario, seed);
+    for (at, fault) in lives {
+        bed.pass(&Faults::from([(*at, *fault)]));
+        bed.machine.wait(Duration::from_secs(1));
+    }
+    let next = bed.pass(&Faults::new()).effects;
+    bed.converge(when);
+    bed.no_rule_is_broken(when);
+    let found = bed.end_state();
+    let more: Vec<_> = found.difference(end).collect();
+    let less: Vec<_> = end.difference(&found).collect();
+    assert!(more.is_empty() && less.is_empty(), "{when}\nmore: {more:#?}\nless: {less:#?}");
+    next
+}
+
+/// One fault at every effect of a scenario with five VMs.
+fn one_fault_everywhere(name: &str) {
+    let scenario = scenarios(ALL).into_iter().find(|scenario| scenario.name == name).unwrap();
+    let (effects, end) = undisturbed(&scenario);
+    let mut runs = 0;
+    for (index, effect) in effects.iter().enumerate() {
+        for fault in faults_at(effect) {
+            let at = index + 1;
+            let when = format!("{name}: effect {at}, {} {}: {fault}", effect.call, effect.on);
+            disturbed(&scenario, &[(at, fault)], &end, &when);
+            runs += 1;
+        }
+    }
+    println!("{name}: {} effects, {runs} faults", effects.len());
+}
+
+macro_rules! tests {
+    ($($name:ident)*) => {
+        /// The scenarios that have a test each.
+        const TESTED: &[&str] = &[$(stringify!($name)),*];
+
+        mod one_fault {
+            $(
+                #[test]
+                fn $name() {
+                    super::one_fault_everywhere(stringify!($name));
+                }
+            )*
+        }
+    };
+}
+
+tests! {
+    start persist records_are_lost teardown teardown_with_disks replace a_disk_grows pause stop the_vmms_died reboot gc
+}
+
+#[test]
+fn every_scenario_is_tested() {
+    let names: Vec<&str> = scenarios(ALL).iter().map(|scenario| scenario.name).collect();
+    assert_eq!(names, TESTED);
+}

@@ -1,0 +1,6 @@
+//! stead on a simulated host, on which anything may fail and time takes no time.
+
+#![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
+
+mod bed;
+mod crash_points;
