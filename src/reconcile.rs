@@ -34,6 +34,9 @@ use crate::state::{GateState, parse_gates};
 use crate::wakeups::Reason;
 use engine::Engine;
 
+/// How soon a full pass that could not be made is tried again.
+const RESYNC_RETRY: Duration = Duration::from_secs(5);
+
 /// One state on one host, and how to keep it.
 #[derive(Clone)]
 pub struct Stead {
@@ -236,15 +239,8 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             event = engine.event() => engine.take_in(event)?,
             change = watch.next() => engine.relist(&change.unsettled),
             Some((request, reply)) = asked.recv() => engine.ask(request, reply),
-            () = tokio::time::sleep_until(next_resync) => {
-                watch.rearm_if_replaced();
-                engine.resync(Reason::Resync)?;
-                next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
-            }
-            Some(()) = hangup.recv() => {
-                watch.rearm_if_replaced();
-                engine.resync(Reason::Resync)?;
-            }
+            () = tokio::time::sleep_until(next_resync) => next_resync = full_pass(&mut engine, &mut watch, resync),
+            Some(()) = hangup.recv() => next_resync = full_pass(&mut engine, &mut watch, resync),
         }
     }
     // A turn that was begun is finished: each is bounded, and its records are whole then.
@@ -258,6 +254,20 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
         tracing::warn!("removing {}: {error}", socket.display());
     }
     Ok(())
+}
+
+/// Lists and wakes everything; when to do so again. That it cannot be done now is no reason to leave the VMs alone.
+fn full_pass(engine: &mut Engine, watch: &mut Watch, resync: Duration) -> tokio::time::Instant {
+    watch.rearm_if_replaced();
+    let wait = match engine.resync(Reason::Resync) {
+        Ok(()) => jittered(resync, engine.seed()),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::warn!("the full pass is put off: {error}{cause}");
+            RESYNC_RETRY.min(resync)
+        }
+    };
+    tokio::time::Instant::now() + wait
 }
 
 /// One pass until nothing is left to do now, or the time runs out. Takes for granted that the caller holds STATE/lock.

@@ -191,6 +191,8 @@ fn observe(name: &VmName, facts: &Value, desired: &Desired, before: &Desired) ->
         vm.taps.insert(tap, fact);
     }
     vm.trashed = facts["trashed"].as_u64();
+    vm.unread = facts["unread"].as_str().map(str::to_owned);
+    vm.disks_unknown = facts["disksUnknown"].as_str().map(str::to_owned);
     let disks = applied.iter().flat_map(|(declared, _)| &declared.spec.disks);
     for disk in disks.filter(|disk| facts["disks"].get(disk.name.as_str()).is_some()) {
         vm.disks.insert(disk.name.clone(), own_disk(name, disk, &facts["disks"][disk.name.as_str()]));

@@ -95,6 +95,9 @@ fn adopt_one(actor: &Actor<'_>, looker: &Looker<'_>, folder: Option<String>, fil
     let process = prove(actor, &foreign)?;
 
     let vm = looker.look(&name, &crate::observed::snapshot::Shared::default());
+    if let Some(why) = vm.unread {
+        return Err(ActError::one(name.to_string(), format!("stead's own state of it cannot be read now: {why}")));
+    }
     if vm.record != Record::Missing || !vm.process.is_absent() {
         let why = match &vm.process {
             Fact::Present(own) if own.process == process => "it is adopted already",

@@ -23,13 +23,19 @@ pub(super) struct Devices {
     pub(super) loops: BTreeMap<String, Fact<LoopDevice>>,
     pub(super) base_loops: BTreeMap<FileId, Fact<LoopDevice>>,
     pub(super) disks: BTreeMap<VmName, OwnDisk>,
+    pub(super) disks_unknown: Option<String>,
     pub(super) trashed: Option<u64>,
 }
 
 impl Looker<'_> {
     /// Everything of one VM but its process.
     pub(super) fn look_at_devices(&self, name: &VmName, record: &Record, ledger: &Ledger, shared: &Shared) -> Devices {
-        let disks = self.look_at_disks(name);
+        // One that was not seen would be made anew, over what it was made from.
+        let (disks, unlisted) = match self.look_at_disks(name) {
+            Ok(disks) => (disks, None),
+            Err(error) => (BTreeMap::new(), Some(format!("{}: {error}", self.layout.disks(name).display()))),
+        };
+        let trashed = if disks.is_empty() { self.trashed(name, shared) } else { Ok(None) };
         let specs = if record.handles().is_some() { Vec::new() } else { remembered_specs(ledger) };
         let named = specs.iter().flat_map(|spec| &spec.disks).filter(|disk: &&Disk| disk.has_own_file());
         let mut of_disks: BTreeSet<VmName> = named.map(|disk| disk.name.clone()).collect();
@@ -39,7 +45,8 @@ impl Looker<'_> {
             dm_devices: self.look_at_dm(name, record, &of_disks),
             loops: self.look_at_loops(name, record, &of_disks, shared),
             base_loops: self.look_at_base_loops(record, shared),
-            trashed: if disks.is_empty() { self.trashed(name, shared) } else { None },
+            disks_unknown: unlisted.or_else(|| trashed.as_ref().err().cloned()),
+            trashed: trashed.unwrap_or_default(),
             disks,
         }
     }
@@ -143,9 +150,8 @@ impl Looker<'_> {
         }
     }
 
-    fn look_at_disks(&self, name: &VmName) -> BTreeMap<VmName, OwnDisk> {
-        // A folder that cannot be listed is seen again as an error by whoever wants to make a disk in it.
-        let entries = self.view.list_folder(&self.layout.disks(name)).unwrap_or_default();
+    fn look_at_disks(&self, name: &VmName) -> io::Result<BTreeMap<VmName, OwnDisk>> {
+        let entries = self.view.list_folder(&self.layout.disks(name))?;
         let disk_of = |entry: &String| {
             let (stem, extension) = entry.rsplit_once('.')?;
             let known = extension == "json" || Backing::ALL.iter().any(|backing| backing.extension() == extension);
@@ -153,7 +159,7 @@ impl Looker<'_> {
         };
         let disks: BTreeSet<VmName> = entries.iter().filter_map(disk_of).collect();
         let look = |disk: VmName| (disk.clone(), self.look_at_disk(name, &disk, &entries));
-        disks.into_iter().map(look).collect()
+        Ok(disks.into_iter().map(look).collect())
     }
 
     fn look_at_disk(&self, name: &VmName, disk: &VmName, entries: &[String]) -> OwnDisk {
@@ -180,14 +186,10 @@ impl Looker<'_> {
         OwnDisk { record, file, image }
     }
 
-    fn trashed(&self, name: &VmName, shared: &Shared) -> Option<u64> {
-        let entries = shared.trash(self.view, &self.layout.trash());
-        entries
-            .iter()
-            .filter_map(|entry| Layout::read_trash_entry(entry))
-            .filter(|(of, _)| of == name)
-            .map(|(_, at)| at)
-            .max()
+    fn trashed(&self, name: &VmName, shared: &Shared) -> Result<Option<u64>, String> {
+        let entries = shared.trash(self.view, &self.layout.trash())?.iter();
+        let entries = entries.filter_map(|entry| Layout::read_trash_entry(entry)).filter(|(of, _)| of == name);
+        Ok(entries.map(|(_, at)| at).max())
     }
 }
 

@@ -66,6 +66,9 @@ pub struct ObservedVm {
     pub ledger: Ledger,
     /// Why its ledger.json cannot be trusted, if so.
     pub ledger_flaw: Option<String>,
+    /// Why its handles.json or ledger.json could not be read just now, if so: what they say is not known then, and neither
+    /// flawed nor missing.
+    pub unread: Option<String>,
     /// Its VMM: present only if proven ours, absent only if proven so.
     pub process: Fact<VmmProcess>,
     /// What its guest is doing; meaningful while the process is present.
@@ -86,6 +89,8 @@ pub struct ObservedVm {
     pub cgroup: Fact<Cgroup>,
     /// Its own disks, whether its spec still has them or not.
     pub disks: BTreeMap<VmName, OwnDisk>,
+    /// Why there may be more of them than that, here or in the trash, if something could not be listed.
+    pub disks_unknown: Option<String>,
     /// When its disks were put into the trash, in seconds since the epoch: the latest, if there are any.
     pub trashed: Option<u64>,
     /// Files and sockets of a VMM that may be left over: those that exist.
@@ -100,6 +105,7 @@ impl ObservedVm {
             name,
             record: Record::Missing,
             ledger_flaw: None,
+            unread: None,
             process: Fact::Absent,
             guest: Guest::NoVmm,
             exit: ExitStatus::Unknown,
@@ -110,6 +116,7 @@ impl ObservedVm {
             base_loops: BTreeMap::new(),
             cgroup: Fact::Absent,
             disks: BTreeMap::new(),
+            disks_unknown: None,
             trashed: None,
             leftover_files: Vec::new(),
         }

@@ -142,9 +142,10 @@ impl Looker<'_> {
 
     fn account(&self, name: &VmName) -> Account {
         match self.read_record(name) {
-            Record::Valid(handles) => Account::Names(tags_of(self, &handles)),
-            Record::Flawed(why) => Account::Unknown(format!("its record cannot be trusted: {why}")),
-            Record::Missing => match self.view.probe_lock(&self.layout.vmm_lock(name)) {
+            Err(why) => Account::Unknown(why),
+            Ok(Record::Valid(handles)) => Account::Names(tags_of(self, &handles)),
+            Ok(Record::Flawed(why)) => Account::Unknown(format!("its record cannot be trusted: {why}")),
+            Ok(Record::Missing) => match self.view.probe_lock(&self.layout.vmm_lock(name)) {
                 LockProbe::Free | LockProbe::NoFile => Account::Nothing,
                 LockProbe::Held(_) => Account::Unknown("a VMM of it lives and is not on record".to_owned()),
                 LockProbe::Unknown(why) => Account::Unknown(why),

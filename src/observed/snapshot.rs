@@ -9,7 +9,7 @@ use super::handles::HandleCache;
 use super::process::{self, ProcessScan};
 use super::{Fact, Guest, ObservedVm, Record, VmmProcess};
 use crate::host::devices::LoopDevice;
-use crate::host::{HostView, Tap};
+use crate::host::{HostView, StateFileError, Tap};
 use crate::names::{Incarnation, Layout, VmName};
 use crate::state::{ExitStatus, Handles, Ledger, Phase, parse_handles, parse_ledger};
 use crate::time::BootId;
@@ -37,7 +37,7 @@ pub struct Shared {
     run_entries: OnceLock<Result<Vec<String>, String>>,
     taps: OnceLock<Result<Vec<Tap>, String>>,
     loops: OnceLock<Result<Vec<LoopDevice>, String>>,
-    trash: OnceLock<Vec<String>>,
+    trash: OnceLock<Result<Vec<String>, String>>,
 }
 
 impl Shared {
@@ -61,8 +61,9 @@ impl Shared {
     }
 
     /// What lies in the trash.
-    pub(super) fn trash(&self, view: &dyn HostView, folder: &Path) -> &[String] {
-        self.trash.get_or_init(|| view.list_folder(folder).unwrap_or_default())
+    pub(super) fn trash(&self, view: &dyn HostView, folder: &Path) -> Result<&[String], String> {
+        let list = || view.list_folder(folder).map_err(|error| format!("{}: {error}", folder.display()));
+        self.trash.get_or_init(list).as_deref().map_err(Clone::clone)
     }
 }
 
@@ -77,8 +78,14 @@ impl Looker<'_> {
     pub fn look(&self, name: &VmName, shared: &Shared) -> ObservedVm {
         let boot_id = self.view.now().boot_id;
         let uid = self.layout.uid(name);
-        let record = self.read_record(name);
-        let (ledger, ledger_flaw) = self.read_ledger(name);
+        let (record, record_unread) = match self.read_record(name) {
+            Ok(record) => (record, None),
+            Err(why) => (Record::Flawed(why.clone()), Some(why)),
+        };
+        let (ledger, ledger_flaw, ledger_unread) = match self.read_ledger(name) {
+            Ok((ledger, flaw)) => (ledger, flaw, None),
+            Err(why) => (Ledger::new(name.clone(), uid), None, Some(why)),
+        };
         let cached = self.cache.get(name);
         let sockets = self.sockets(name, record.handles(), shared);
         let cgroup = self.look_at_cgroup(name);
@@ -118,6 +125,7 @@ impl Looker<'_> {
             record,
             ledger,
             ledger_flaw,
+            unread: record_unread.or(ledger_unread),
             process,
             guest,
             exit,
@@ -128,34 +136,43 @@ impl Looker<'_> {
             base_loops: devices.base_loops,
             cgroup,
             disks: devices.disks,
+            disks_unknown: devices.disks_unknown,
             trashed: devices.trashed,
             leftover_files,
         }
     }
 
     /// The VM's handles.json, as it is.
-    pub fn read_record(&self, name: &VmName) -> Record {
-        match self.view.read_state_file(&self.layout.handles(name)) {
+    ///
+    /// # Errors
+    /// Why it could not be read now, which says nothing about what is in it.
+    pub fn read_record(&self, name: &VmName) -> Result<Record, String> {
+        Ok(match self.view.read_state_file(&self.layout.handles(name)) {
             Ok(None) => Record::Missing,
             Ok(Some(bytes)) => match parse_handles(&bytes, name, self.layout.uid(name)) {
                 Ok(handles) => Record::Valid(Box::new(handles)),
                 Err(flaw) => Record::Flawed(flaw.to_string()),
             },
-            Err(error) => Record::Flawed(error.to_string()),
-        }
+            Err(StateFileError::Untrusted(why)) => Record::Flawed(why),
+            Err(error @ StateFileError::Io { .. }) => return Err(error.to_string()),
+        })
     }
 
     /// The VM's ledger.json, or that of a new VM and why it is not the one on disk.
-    pub fn read_ledger(&self, name: &VmName) -> (Ledger, Option<String>) {
+    ///
+    /// # Errors
+    /// Why it could not be read now, which says nothing about what is in it.
+    pub fn read_ledger(&self, name: &VmName) -> Result<(Ledger, Option<String>), String> {
         let uid = self.layout.uid(name);
         let fresh = || Ledger::new(name.clone(), uid);
         match self.view.read_state_file(&self.layout.ledger(name)) {
-            Ok(None) => (fresh(), None),
-            Ok(Some(bytes)) => match parse_ledger(&bytes, name, uid) {
+            Ok(None) => Ok((fresh(), None)),
+            Ok(Some(bytes)) => Ok(match parse_ledger(&bytes, name, uid) {
                 Ok(ledger) => (ledger, None),
                 Err(flaw) => (fresh(), Some(flaw.to_string())),
-            },
-            Err(error) => (fresh(), Some(error.to_string())),
+            }),
+            Err(StateFileError::Untrusted(why)) => Ok((fresh(), Some(why))),
+            Err(error @ StateFileError::Io { .. }) => Err(error.to_string()),
         }
     }
 

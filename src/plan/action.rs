@@ -165,6 +165,8 @@ pub enum TeardownReason {
 /// Why something that is wanted is not done now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Hold {
+    /// What is on record of it could not be read just now.
+    Unread(String),
     /// It cannot be told whether its VMM lives.
     IdentityUnknown(String),
     /// Its VMM lives, and its API does not answer.
@@ -217,6 +219,7 @@ impl Hold {
     /// Its reason in one word, as conditions carry them.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Unread(_) => "StateUnread",
             Self::IdentityUnknown(_) => "IdentityUnknown",
             Self::Unhealthy(_) => "Unhealthy",
             Self::Starting => "Starting",

@@ -44,6 +44,10 @@ impl Context<'_> {
     /// What to do about one VM. Costs the same however many there are.
     pub fn plan_vm(&self, name: &VmName, observed: &ObservedVm, verdict: Option<&Verdict>) -> VmPlan {
         let mut plan = VmPlan::default();
+        if let Some(why) = &observed.unread {
+            plan.holds.push(Hold::Unread(why.clone()));
+            return plan;
+        }
         plan.notes
             .extend(observed.ledger_flaw.iter().map(|flaw| format!("its ledger.json could not be trusted: {flaw}")));
         match self.wanted(name, observed, &mut plan) {
@@ -337,7 +341,8 @@ impl Context<'_> {
         let reason =
             if observed.ledger.delete_requested { TeardownReason::DeleteRequested } else { TeardownReason::Absent };
         let policy = accepted.map(|accepted| accepted.vm.spec.deletion_policy).unwrap_or_default();
-        let disks = (!observed.disks.is_empty()).then_some(policy);
+        let may_have_disks = !observed.disks.is_empty() || observed.disks_unknown.is_some();
+        let disks = may_have_disks.then_some(policy);
         match verdict {
             Some(Verdict::Delete) => {
                 let is_stopping = process.is_some_and(|process| is_stopping(observed, process));

@@ -17,6 +17,11 @@ pub(super) fn prepare(
     facts: &HostFacts,
 ) -> Result<Vec<(Disk, Preparation)>, Hold> {
     let mut steps = Vec::new();
+    if let Some(why) = &observed.disks_unknown
+        && spec.disks.iter().any(Disk::has_own_file)
+    {
+        return Err(Hold::Unmet(format!("its disks cannot be told: {why}")));
+    }
     for disk in spec.disks.iter().filter(|disk| disk.has_own_file()) {
         let own = observed.disks.get(&disk.name);
         if let (None, Some(deleted_at)) = (own, observed.trashed) {

@@ -74,6 +74,7 @@ impl fmt::Display for TeardownReason {
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Unread(why) => write!(f, "its state cannot be read, so it is left as it is: {why}"),
             Self::IdentityUnknown(why) => write!(f, "cannot tell whether its VMM lives: {why}"),
             Self::Unhealthy(why) => write!(f, "its VMM lives but does not answer: {why}"),
             Self::Starting => f.write_str("waiting for its guest to run"),

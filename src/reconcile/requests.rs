@@ -42,8 +42,12 @@ fn change(
     name: &VmName,
     apply: impl FnOnce(&mut Ledger) -> Result<String, String>,
 ) -> Reply {
-    let (mut ledger, flaw) = looker.read_ledger(name);
-    let known = looker.read_record(name) != Record::Missing || ledger.accepted.is_some();
+    let read = looker.read_ledger(name).and_then(|ledger| Ok((ledger, looker.read_record(name)?)));
+    let ((mut ledger, flaw), record) = match read {
+        Ok(read) => read,
+        Err(why) => return refused(format!("the state of VM {name} cannot be read now: {why}; try again")),
+    };
+    let known = record != Record::Missing || ledger.accepted.is_some();
     if !known {
         return refused(format!("there is no VM {name}; `stead get` lists them"));
     }

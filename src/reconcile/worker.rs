@@ -330,7 +330,7 @@ fn wake_after(plan: &VmPlan, observed: &ObservedVm, now: &Now) -> Option<Duratio
             let waited = began.and_then(|began| now.since(began)).unwrap_or_default();
             Some((waited / 4).clamp(START_POLL.0, START_POLL.1))
         }
-        Hold::IdentityUnknown(_) | Hold::Unhealthy(_) | Hold::Unmet(_) => Some(UNKNOWN_POLL),
+        Hold::Unread(_) | Hold::IdentityUnknown(_) | Hold::Unhealthy(_) | Hold::Unmet(_) => Some(UNKNOWN_POLL),
         _ => None,
     });
     [deadline, poll].into_iter().flatten().min()

@@ -92,6 +92,7 @@ fn phase(input: &StatusInput<'_>) -> VmPhase {
             VmPhase::Running | VmPhase::Paused if held(keeps_undeclared) => VmPhase::Held,
             alive => alive,
         },
+        Fact::Absent if held(|hold| matches!(hold, Hold::Unread(_))) => VmPhase::Unknown,
         Fact::Absent if held(|hold| matches!(hold, Hold::BackingOff { .. })) => VmPhase::BackingOff,
         Fact::Absent if held(|hold| matches!(hold, Hold::Finished(_))) => VmPhase::Finished,
         Fact::Absent if held(|hold| matches!(hold, Hold::InvalidManifest(_) | Hold::Conflict(_))) => VmPhase::Invalid,

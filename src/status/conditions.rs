@@ -31,9 +31,10 @@ pub(super) fn verdicts(phase: VmPhase, input: &StatusInput<'_>) -> Vec<Verdict> 
 fn ready(phase: VmPhase, input: &StatusInput<'_>) -> Verdict {
     let kind = ConditionType::Ready;
     if phase == VmPhase::Unknown {
-        let message = held(input, |hold| matches!(hold, Hold::IdentityUnknown(_)))
-            .map_or_else(|| "cannot tell whether its VMM lives".to_owned(), ToString::to_string);
-        return Verdict { kind, status: ConditionStatus::Unknown, reason: "IdentityUnknown", message };
+        let message = held(input, |hold| matches!(hold, Hold::Unread(_) | Hold::IdentityUnknown(_)));
+        let reason = message.map_or("IdentityUnknown", Hold::reason);
+        let message = message.map_or_else(|| "cannot tell whether its VMM lives".to_owned(), ToString::to_string);
+        return Verdict { kind, status: ConditionStatus::Unknown, reason, message };
     }
     if super::compute::guest_runs(input.observed) && phase != VmPhase::Starting {
         return Verdict::new(kind, true, "GuestRunning", "the guest runs");

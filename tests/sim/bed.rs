@@ -1,6 +1,6 @@
 //! A simulated machine with a folder of manifests, and the lives of stead on it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -9,13 +9,10 @@ use std::time::Duration;
 
 use stead::config::{QemuAccel, Settings};
 use stead::host::HostOps;
-use stead::host::sim::{Effect, Fault, Machine, SimHost};
+use stead::host::sim::{Effect, Faults, Machine, SimHost};
 use stead::names::{Layout, StateId};
 use stead::plan::{AllowPrune, Policy};
 use stead::reconcile::{OnceOptions, Outcome, Stead, once};
-
-/// Faults of one life, by the number of the effect at which each happens.
-pub type Faults = BTreeMap<usize, Fault>;
 
 const STATE: &str = "/var/lib/stead";
 const RUN: &str = "/run/stead";
@@ -42,9 +39,11 @@ thread_local! {
 
 /// How one pass of stead ended.
 pub struct Pass {
-    /// None when stead died in it.
+    /// None when stead died in it, or could not make it at all.
     pub outcome: Option<Outcome>,
     pub effects: Vec<Effect>,
+    /// How many looks there were that can fail.
+    pub looks: usize,
 }
 
 impl Bed {
@@ -134,7 +133,7 @@ impl Bed {
             let outcome = tokio::select! {
                 biased;
                 () = host.dead() => None,
-                outcome = once(&stead, &options, &mut nobody_looks_on) => Some(outcome.unwrap()),
+                outcome = once(&stead, &options, &mut nobody_looks_on) => outcome.ok(),
             };
             self.machine.stop_clock();
             outcome
@@ -146,7 +145,7 @@ impl Bed {
         }
         // It may have been killed by the very last thing it did.
         let outcome = outcome.filter(|_| !host.is_dead());
-        Pass { outcome, effects: host.effects() }
+        Pass { outcome, effects: host.effects(), looks: host.looks() }
     }
 
     /// Passes until there is nothing to do, and nothing to wait for either; what the last one came to.
@@ -155,7 +154,7 @@ impl Bed {
         let mut last = String::new();
         let mut is_quiet = false;
         for _ in 0..40 {
-            let pass = self.pass(&Faults::new());
+            let pass = self.pass(&Faults::default());
             let outcome = pass.outcome.expect("nobody kills it");
             let was_quiet = is_quiet;
             is_quiet = outcome.changes == 0 && outcome.plan.is_empty() && outcome.failures.is_empty();

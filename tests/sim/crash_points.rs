@@ -3,12 +3,13 @@
 //!
 //! The effects are counted, not listed: a new one is covered without anybody adding a test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use stead::host::sim::{Effect, Fault, Moment};
+use nix::libc::EIO;
+use stead::host::sim::{Effect, Fault, Faults, Moment};
 
-use crate::bed::{Bed, Faults, vm};
+use crate::bed::{Bed, Pass, vm};
 
 /// What happens on a host.
 struct Scenario {
@@ -67,10 +68,11 @@ fn orphan_all(bed: &Bed) {
     kill_all(bed);
     bed.machine.lose(&bed.layout.vms());
     // Seen once, and old enough at the next look.
-    bed.pass(&Faults::new());
+    bed.pass(&Faults::default());
     bed.machine.wait(Duration::from_secs(3600));
 }
 
+const TWO: fn(&Bed) = |bed| declare(bed, 2);
 const ALL: fn(&Bed) = |bed| declare(bed, 5);
 const NOTHING: fn(&Bed) = |_| {};
 
@@ -124,26 +126,25 @@ fn begin(scenario: &Scenario, seed: u64) -> Bed {
     bed
 }
 
-/// The effects of the undisturbed scenario, and its end.
-fn undisturbed(scenario: &Scenario) -> (Vec<Effect>, BTreeSet<String>) {
+/// The first pass of the undisturbed scenario, and its end.
+fn undisturbed(scenario: &Scenario) -> (Pass, BTreeSet<String>) {
     let bed = begin(scenario, 0);
-    let effects = bed.pass(&Faults::new()).effects;
+    let pass = bed.pass(&Faults::default());
     let outcome = bed.converge(scenario.name);
     assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
     bed.no_rule_is_broken(scenario.name);
-    (effects, bed.end_state())
+    (pass, bed.end_state())
 }
 
-/// Runs a scenario with faults in its first lives, each in a life of its own, and looks at the end. Gives the effects of the
-/// life after the last fault.
-fn disturbed(scenario: &Scenario, lives: &[(usize, Fault)], end: &BTreeSet<String>, when: &str) -> Vec<Effect> {
-    let seed = lives.iter().map(|(at, _)| *at as u64).sum();
-    let bed = begin(scenario, seed);
-    for (at, fault) in lives {
-        bed.pass(&Faults::from([(*at, *fault)]));
+/// Runs a scenario with faults in its first lives, and looks at the end. Gives the life after them.
+fn disturbed(scenario: &Scenario, lives: &[Faults], end: &BTreeSet<String>, when: &str) -> Pass {
+    let seed = lives.iter().flat_map(|faults| faults.effects.keys()).sum::<usize>();
+    let bed = begin(scenario, seed as u64);
+    for faults in lives {
+        bed.pass(faults);
         bed.machine.wait(Duration::from_secs(1));
     }
-    let next = bed.pass(&Faults::new()).effects;
+    let next = bed.pass(&Faults::default());
     bed.converge(when);
     bed.no_rule_is_broken(when);
     let found = bed.end_state();
@@ -153,20 +154,35 @@ fn disturbed(scenario: &Scenario, lives: &[(usize, Fault)], end: &BTreeSet<Strin
     next
 }
 
+fn scenario(name: &str, declare: fn(&Bed)) -> Scenario {
+    scenarios(declare).into_iter().find(|scenario| scenario.name == name).unwrap()
+}
+
 /// One fault at every effect of a scenario with five VMs.
 fn one_fault_everywhere(name: &str) {
-    let scenario = scenarios(ALL).into_iter().find(|scenario| scenario.name == name).unwrap();
-    let (effects, end) = undisturbed(&scenario);
+    let scenario = scenario(name, ALL);
+    let (pass, end) = undisturbed(&scenario);
     let mut runs = 0;
-    for (index, effect) in effects.iter().enumerate() {
+    for (index, effect) in pass.effects.iter().enumerate() {
         for fault in faults_at(effect) {
             let at = index + 1;
             let when = format!("{name}: effect {at}, {} {}: {fault}", effect.call, effect.on);
-            disturbed(&scenario, &[(at, fault)], &end, &when);
+            disturbed(&scenario, &[Faults::at(at, fault)], &end, &when);
             runs += 1;
         }
     }
-    println!("{name}: {} effects, {runs} faults", effects.len());
+    println!("{name}: {} effects, {runs} faults", pass.effects.len());
+}
+
+/// One look after the other fails, in a scenario with two VMs: what could not be seen is neither dead nor absent.
+fn one_look_fails_everywhere(name: &str) {
+    let scenario = scenario(name, TWO);
+    let (pass, end) = undisturbed(&scenario);
+    for at in 1..=pass.looks {
+        let blind = Faults { looks: BTreeMap::from([(at, EIO)]), ..Faults::default() };
+        disturbed(&scenario, &[blind], &end, &format!("{name}: look {at} failed"));
+    }
+    println!("{name}: {} looks", pass.looks);
 }
 
 macro_rules! tests {
@@ -179,6 +195,15 @@ macro_rules! tests {
                 #[test]
                 fn $name() {
                     super::one_fault_everywhere(stringify!($name));
+                }
+            )*
+        }
+
+        mod one_look_fails {
+            $(
+                #[test]
+                fn $name() {
+                    super::one_look_fails_everywhere(stringify!($name));
                 }
             )*
         }

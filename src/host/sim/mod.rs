@@ -45,7 +45,7 @@ impl Machine {
     }
 
     /// A new life of stead. The one before it must have ended.
-    pub fn life(&self, faults: BTreeMap<usize, Fault>) -> Arc<SimHost> {
+    pub fn life(&self, faults: Faults) -> Arc<SimHost> {
         let number = self.lives.fetch_add(1, Ordering::SeqCst);
         let life = Life { faults, ..Life::default() };
         Arc::new(SimHost { machine: self.clone(), number, life: Mutex::new(life), death: tokio::sync::Notify::new() })
@@ -229,6 +229,22 @@ impl fmt::Display for Fault {
     }
 }
 
+/// What happens in one life of stead.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// At effects, by their numbers, which begin with 1.
+    pub effects: BTreeMap<usize, Fault>,
+    /// Looks that fail with this error, by their numbers, which begin with 1.
+    pub looks: BTreeMap<usize, i32>,
+}
+
+impl Faults {
+    /// One fault, at this effect.
+    pub fn at(effect: usize, fault: Fault) -> Self {
+        Self { effects: BTreeMap::from([(effect, fault)]), looks: BTreeMap::new() }
+    }
+}
+
 /// An effect that stead had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Effect {
@@ -246,8 +262,9 @@ pub struct Effect {
 
 #[derive(Default)]
 struct Life {
-    faults: BTreeMap<usize, Fault>,
+    faults: Faults,
     effects: Vec<Effect>,
+    looks: usize,
     is_dead: bool,
     is_cut: bool,
 }
@@ -264,6 +281,11 @@ impl SimHost {
     /// The effects so far, in order; the first one has number 1.
     pub fn effects(&self) -> Vec<Effect> {
         self.life().effects.clone()
+    }
+
+    /// How many looks there were that can fail.
+    pub fn looks(&self) -> usize {
+        self.life().looks
     }
 
     /// Whether it was killed.
@@ -299,6 +321,18 @@ impl SimHost {
         self.machine.change(look)
     }
 
+    /// A look that can fail.
+    fn see<T>(&self, look: impl FnOnce(&mut World) -> T) -> io::Result<T> {
+        let mut life = self.life();
+        life.looks += 1;
+        let fault = life.faults.looks.get(&life.looks).copied();
+        drop(life);
+        match fault {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(self.look(look)),
+        }
+    }
+
     /// One effect, which has the next number.
     fn effect<T>(
         &self,
@@ -311,7 +345,7 @@ impl SimHost {
             return Err(dead());
         }
         life.effects.push(effect);
-        let fault = life.faults.get(&life.effects.len()).copied();
+        let fault = life.faults.effects.get(&life.effects.len()).copied();
         let (moment, is_cut) = match fault {
             None => {
                 drop(life);

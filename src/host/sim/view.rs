@@ -46,38 +46,40 @@ impl HostView for SimHost {
     }
 
     fn read_state_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
-        self.look(|world| match world.files.at(path) {
+        let seen = self.see(|world| match world.files.at(path) {
             None => Ok(None),
             Some(Node::File(_)) => Ok(world.files.read(path).map(|bytes| bytes.to_vec())),
             Some(_) => Err(StateFileError::Untrusted(format!("{} is not a regular file", path.display()))),
-        })
+        });
+        seen.unwrap_or_else(|source| Err(StateFileError::Io { path: path.to_owned(), source }))
     }
 
     fn list_folder(&self, path: &Path) -> io::Result<Vec<String>> {
-        Ok(self.look(|world| world.files.list(path)))
+        self.see(|world| world.files.list(path))
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        Ok(self.look(|world| world.files.at(path).is_some()))
+        self.see(|world| world.files.at(path).is_some())
     }
 
     fn file_id(&self, path: &Path) -> io::Result<Option<FileId>> {
-        Ok(self.look(|world| world.files.file(path)))
+        self.see(|world| world.files.file(path))
     }
 
     fn check_access(&self, path: &Path, _write: bool) -> io::Result<()> {
-        self.look(|world| world.files.file(path)).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.see(|world| world.files.file(path))?.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn socket_peer(&self, socket: &Path) -> SocketPeer {
-        self.look(|world| match world.files.at(socket) {
+        let seen = self.see(|world| match world.files.at(socket) {
             Some(Node::Socket(_)) => match world.listener(socket) {
                 Some(process) => SocketPeer::Listener(ProcessHandle { identity: process.identity, pidfd: None }),
                 None => SocketPeer::NobodyListens,
             },
             Some(_) => SocketPeer::NobodyListens,
             None => SocketPeer::NoSocket,
-        })
+        });
+        seen.unwrap_or_else(|error| SocketPeer::Unknown(error.to_string()))
     }
 
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
@@ -87,26 +89,27 @@ impl HostView for SimHost {
 
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
         let bytes = |words: &Vec<String>| words.iter().map(|word| word.clone().into_bytes()).collect();
-        Ok(self.look(|world| world.find(process).map(|found| ProcessInfo { argv: bytes(&found.argv) })))
+        self.see(|world| world.find(process).map(|found| ProcessInfo { argv: bytes(&found.argv) }))
     }
 
     fn probe_lock(&self, lock: &Path) -> LockProbe {
-        self.look(|world| {
+        let seen = self.see(|world| {
             let holder = world.processes.values().find(|process| process.lock.as_deref() == Some(lock));
             match (holder, world.files.at(lock)) {
                 (Some(process), _) => LockProbe::Held(Some(process.identity.pid)),
                 (None, Some(_)) => LockProbe::Free,
                 (None, None) => LockProbe::NoFile,
             }
-        })
+        });
+        seen.unwrap_or_else(|error| LockProbe::Unknown(error.to_string()))
     }
 
     fn scan_processes(&self) -> io::Result<Vec<(i32, String)>> {
         let is_id = |word: &&String| word.get(..36).is_some_and(|uuid| uuid.parse::<uuid::Uuid>().is_ok());
-        Ok(self.look(|world| {
+        self.see(|world| {
             let found = world.processes.iter().map(|(pid, process)| (*pid, process.argv.iter().find(is_id)));
             found.filter_map(|(pid, id)| Some((pid, id?.clone()))).collect()
-        }))
+        })
     }
 
     fn exit_status(&self, process: &ProcessHandle) -> ExitStatus {
@@ -132,7 +135,7 @@ impl HostView for SimHost {
         peer: &ProcessHandle,
         bound: Duration,
     ) -> Result<GuestState, VmmError> {
-        self.look(|world| {
+        let seen = self.see(|world| {
             answers(world, api_socket, peer, bound)?;
             let now = world.now();
             let vmm = world.vmm_mut(peer).ok_or(VmmError::NotListening)?;
@@ -141,15 +144,16 @@ impl HostView for SimHost {
                 (false, true) => GuestState::Running,
                 (false, false) => GuestState::NotStarted,
             })
-        })
+        });
+        seen.unwrap_or_else(|error| Err(VmmError::Io(error.to_string())))
     }
 
     fn taps(&self) -> io::Result<Vec<Tap>> {
-        Ok(self.look(|world| world.taps.iter().map(|(name, tap)| tap_of(name, tap)).collect()))
+        self.see(|world| world.taps.iter().map(|(name, tap)| tap_of(name, tap)).collect())
     }
 
     fn tap(&self, name: &str) -> io::Result<Option<Tap>> {
-        Ok(self.look(|world| world.taps.get(name).map(|tap| tap_of(name, tap))))
+        self.see(|world| world.taps.get(name).map(|tap| tap_of(name, tap)))
     }
 
     fn host_facts(&self) -> HostFacts {
@@ -171,20 +175,20 @@ impl DeviceView for SimHost {
     }
 
     fn dm_device(&self, name: &str) -> io::Result<Option<DmDevice>> {
-        Ok(self.look(|world| world.dm.get(name).map(|dm| dm_of(world, name, dm))))
+        self.see(|world| world.dm.get(name).map(|dm| dm_of(world, name, dm)))
     }
 
     fn dm_devices(&self) -> io::Result<Vec<DmDevice>> {
-        Ok(self.look(|world| world.dm.iter().map(|(name, dm)| dm_of(world, name, dm)).collect()))
+        self.see(|world| world.dm.iter().map(|(name, dm)| dm_of(world, name, dm)).collect())
     }
 
     fn loop_device(&self, device: &str) -> io::Result<Option<LoopDevice>> {
         let number = number_of(device);
-        Ok(self.look(|world| Some(loop_of(world, number?, world.loops.get(&number?)?))))
+        self.see(|world| Some(loop_of(world, number?, world.loops.get(&number?)?)))
     }
 
     fn loop_devices(&self) -> io::Result<Vec<LoopDevice>> {
-        Ok(self.look(|world| world.loops.iter().map(|(number, found)| loop_of(world, *number, found)).collect()))
+        self.see(|world| world.loops.iter().map(|(number, found)| loop_of(world, *number, found)).collect())
     }
 
     fn holders(&self, device: &str) -> io::Result<Vec<Holder>> {
@@ -193,19 +197,19 @@ impl DeviceView for SimHost {
     }
 
     fn tap_holders(&self) -> io::Result<Vec<(String, Holder)>> {
-        Ok(self.look(|world| {
+        self.see(|world| {
             let vmms = world.processes.iter().filter_map(|(pid, process)| Some((*pid, process.vmm.as_ref()?)));
             let holder = |pid| Holder { pid, command: "vmm".to_owned() };
             vmms.flat_map(|(pid, vmm)| vmm.taps.iter().map(move |tap| (tap.clone(), holder(pid)))).collect()
-        }))
+        })
     }
 
     fn image(&self, path: &Path) -> io::Result<Option<ImageIdentity>> {
-        Ok(self.look(|world| {
+        self.see(|world| {
             let id = world.files.file(path)?;
             let content = world.files.content(id)?;
             Some(ImageIdentity { id, bytes: content.length, mtime_ns: i128::from(content.modified) * 1_000_000 })
-        }))
+        })
     }
 
     fn cgroup_facts(&self) -> Result<CgroupFacts, String> {
@@ -213,7 +217,7 @@ impl DeviceView for SimHost {
     }
 
     fn cgroup(&self, path: &str) -> io::Result<Option<Cgroup>> {
-        Ok(self.look(|world| {
+        self.see(|world| {
             let limits = world.cgroups.get(path)?;
             let processes = world.members(path);
             let below = format!("{path}/");
@@ -225,15 +229,15 @@ impl DeviceView for SimHost {
                 cpu_max: limits.map(|limits| format!("{} 100000", limits.cpu_quota_us)),
                 memory_max: limits.map(|limits| limits.memory_bytes.to_string()),
             })
-        }))
+        })
     }
 
     fn child_cgroups(&self, path: &str) -> io::Result<Vec<String>> {
         let below = format!("{path}/");
-        Ok(self.look(|world| {
+        self.see(|world| {
             let names = world.cgroups.keys().filter_map(|found| found.strip_prefix(&below));
             names.filter(|name| !name.contains('/')).map(str::to_owned).collect()
-        }))
+        })
     }
 }
 
