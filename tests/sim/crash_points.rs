@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use nix::libc::EIO;
-use stead::host::sim::{Effect, Fault, Faults, Moment};
+use stead::host::sim::{Effect, Fault, Faults, Moment, Random};
 
 use crate::bed::{Bed, Pass, vm};
 
@@ -162,16 +162,59 @@ fn scenario(name: &str, declare: fn(&Bed)) -> Scenario {
 fn one_fault_everywhere(name: &str) {
     let scenario = scenario(name, ALL);
     let (pass, end) = undisturbed(&scenario);
+    let faults = faults_of(&pass.effects);
+    println!("{name}: {} effects, {} faults", pass.effects.len(), faults.len());
+    for (what, fault) in faults {
+        disturbed(&scenario, &[fault], &end, &format!("{name}: {what}"));
+    }
+}
+
+/// How many pairs of faults of a scenario are tried when `STEAD_PAIRS` does not say; `all` tries each.
+const PAIRS: usize = 150;
+/// How many second faults are tried for a first one, where not all are.
+const SECONDS: usize = 5;
+
+/// A fault, and another one in the life after it, in a scenario with two VMs.
+fn two_faults(name: &str) {
+    let scenario = scenario(name, TWO);
+    let (pass, end) = undisturbed(&scenario);
+    let wanted = match std::env::var("STEAD_PAIRS").as_deref() {
+        Ok("all") => None,
+        Ok(count) => Some(count.parse().unwrap()),
+        Err(_) => Some(PAIRS),
+    };
+    let mut random = Random::new(7);
+    let firsts = some(faults_of(&pass.effects), wanted.map(|pairs| pairs / SECONDS), &mut random);
     let mut runs = 0;
-    for (index, effect) in pass.effects.iter().enumerate() {
-        for fault in faults_at(effect) {
-            let at = index + 1;
-            let when = format!("{name}: effect {at}, {} {}: {fault}", effect.call, effect.on);
-            disturbed(&scenario, &[Faults::at(at, fault)], &end, &when);
+    for (what, first) in firsts {
+        let when = format!("{name}: {what}");
+        let next = disturbed(&scenario, std::slice::from_ref(&first), &end, &when);
+        for (then, second) in some(faults_of(&next.effects), wanted.map(|_| SECONDS), &mut random) {
+            disturbed(&scenario, &[first.clone(), second], &end, &format!("{when}; then {then}"));
             runs += 1;
         }
     }
-    println!("{name}: {} effects, {runs} faults", pass.effects.len());
+    println!("{name}: {runs} pairs of faults");
+}
+
+/// Every fault at every one of these effects, in words and as it is.
+fn faults_of(effects: &[Effect]) -> Vec<(String, Faults)> {
+    let numbered = effects.iter().enumerate().map(|(index, effect)| (index + 1, effect));
+    let each = numbered.flat_map(|(at, effect)| faults_at(effect).into_iter().map(move |fault| (at, effect, fault)));
+    let named = |(at, effect, fault): (usize, &Effect, Fault)| {
+        (format!("effect {at}, {} {}: {fault}", effect.call, effect.on), Faults::at(at, fault))
+    };
+    each.map(named).collect()
+}
+
+/// As many of them as are wanted, by chance; all if no number says.
+fn some<T>(mut from: Vec<T>, wanted: Option<usize>, random: &mut Random) -> Vec<T> {
+    let Some(wanted) = wanted else { return from };
+    while from.len() > wanted {
+        let at = usize::try_from(random.below(from.len() as u64)).unwrap();
+        from.swap_remove(at);
+    }
+    from
 }
 
 /// One look after the other fails, in a scenario with two VMs: what could not be seen is neither dead nor absent.
@@ -195,6 +238,15 @@ macro_rules! tests {
                 #[test]
                 fn $name() {
                     super::one_fault_everywhere(stringify!($name));
+                }
+            )*
+        }
+
+        mod two_faults {
+            $(
+                #[test]
+                fn $name() {
+                    super::two_faults(stringify!($name));
                 }
             )*
         }
