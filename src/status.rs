@@ -6,7 +6,7 @@ mod events;
 #[cfg(test)]
 pub(crate) mod samples;
 
-pub use compute::{Live, StatusInput, compute, is_listed, live};
+pub use compute::{Live, StatusInput, compute, holds_of, is_listed, live};
 pub use events::{EVENTS_MAX, NewEvent};
 
 use std::fmt;
@@ -45,6 +45,9 @@ pub struct Status {
     /// Its conditions, by type.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+    /// What holds it back and should be known to people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<String>,
     /// What happened last, oldest first.
     #[serde(default)]
     pub events: Vec<Event>,

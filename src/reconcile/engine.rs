@@ -60,7 +60,6 @@ pub(super) enum Event {
 struct Seen {
     observed: ObservedVm,
     plan: VmPlan,
-    held: Vec<String>,
     failure: Option<String>,
     failures: u32,
     under_way: Option<String>,
@@ -226,7 +225,6 @@ impl Engine {
                 desired: Arc::clone(&self.desired),
                 requests: self.asked.remove(&name).unwrap_or_default(),
                 progress: self.progress_in.clone(),
-                held_before: self.seen.get(&name).map(|seen| seen.held.clone()).unwrap_or_default(),
                 name: name.clone(),
             };
             let shared = Arc::clone(&self.shared);
@@ -361,9 +359,8 @@ impl Engine {
             self.seen.remove(&name);
             return;
         }
-        let held = worker::holds_of(&report.plan);
         let Report { observed, plan, failure, under_way, .. } = report;
-        self.seen.insert(name, Seen { observed, plan, held, failure, failures, under_way });
+        self.seen.insert(name, Seen { observed, plan, failure, failures, under_way });
     }
 
     /// Takes in what somebody asked for; the answer follows when it is on record.

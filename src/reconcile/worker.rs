@@ -54,8 +54,6 @@ pub(super) struct Turn {
     pub(super) claims: Claims,
     pub(super) requests: Vec<(Request, oneshot::Sender<Reply>)>,
     pub(super) progress: mpsc::UnboundedSender<Progress>,
-    /// What the VM was held for at the end of its last turn: said again only when it changes.
-    pub(super) held_before: Vec<String>,
 }
 
 /// How one turn ended.
@@ -104,7 +102,7 @@ impl Shared {
 
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
     pub(super) fn work(&self, turn: Turn) -> Report {
-        let Turn { name, reasons, desired, verdict, claims, requests, progress, held_before } = turn;
+        let Turn { name, reasons, desired, verdict, claims, requests, progress } = turn;
         for (request, reply) in requests {
             let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
             // Whoever asked may have gone away; what was asked for is on record all the same.
@@ -124,8 +122,11 @@ impl Shared {
             (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
         let report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
-        tell_holds(&report, &held_before, &mut events);
-        self.publish(&report, &facts, events);
+        let previous = self.previous_status(&name);
+        // Said again only when it changes, also by the next of the passes that cron makes.
+        let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);
+        tell_holds(&report, held_before, &mut events);
+        self.publish(&report, &facts, previous.as_deref(), events);
         report
     }
 
@@ -248,8 +249,17 @@ impl Shared {
         }
     }
 
+    /// The status as it was told last, by this stead or by the one before.
+    fn previous_status(&self, name: &VmName) -> Option<Arc<Status>> {
+        let known = lock(&self.statuses).get(name).cloned();
+        known.or_else(|| {
+            let bytes = self.stead.host.read_state_file(&self.stead.layout.status(name)).ok().flatten()?;
+            serde_json::from_slice(&bytes).ok().map(Arc::new)
+        })
+    }
+
     /// Writes status.json, when it says anything new.
-    fn publish(&self, report: &Report, facts: &HostFacts, events: Vec<NewEvent>) {
+    fn publish(&self, report: &Report, facts: &HostFacts, previous: Option<&Status>, events: Vec<NewEvent>) {
         let observed = &report.observed;
         let name = &observed.name;
         let path = self.stead.layout.status(name);
@@ -257,10 +267,6 @@ impl Shared {
             lock(&self.statuses).remove(name);
             return;
         }
-        let previous = lock(&self.statuses).get(name).cloned().or_else(|| {
-            let bytes = self.stead.host.read_state_file(&path).ok().flatten()?;
-            serde_json::from_slice(&bytes).ok().map(Arc::new)
-        });
         let advisories = advisories(observed, facts);
         let input = status::StatusInput {
             observed,
@@ -271,8 +277,8 @@ impl Shared {
             advisories: &advisories,
         };
         let now = self.stead.host.now();
-        let status = Arc::new(status::compute(previous.as_deref(), &input, events, &now));
-        if previous.as_ref() != Some(&status) {
+        let status = Arc::new(status::compute(previous, &input, events, &now));
+        if previous != Some(&*status) {
             let folder = self.stead.layout.vm_dir(name);
             let write = || {
                 self.stead.host.make_folder(&folder)?;
@@ -290,7 +296,7 @@ impl Shared {
 /// Says what holds the VM back, when that changed.
 fn tell_holds(report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
     let name = &report.observed.name;
-    let held = holds_of(&report.plan);
+    let held = status::holds_of(&report.plan);
     for hold in held.iter().filter(|hold| !before.contains(hold)) {
         tracing::warn!(vm = %name, "held: {hold}");
         events.push(NewEvent::warning("Held", hold));
@@ -298,12 +304,6 @@ fn tell_holds(report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
     if held.is_empty() && !before.is_empty() && report.changes == 0 {
         tracing::info!(vm = %name, "no longer held");
     }
-}
-
-/// What holds a VM back and should be known to people.
-pub(super) fn holds_of(plan: &VmPlan) -> Vec<String> {
-    let worth_saying = |hold: &&Hold| !hold.is_at_rest() && !matches!(hold, Hold::Starting | Hold::PruneDelay(_));
-    plan.holds.iter().filter(worth_saying).map(ToString::to_string).collect()
 }
 
 /// Whether nothing is left of the VM but what outlives its deletion.

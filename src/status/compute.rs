@@ -28,6 +28,12 @@ pub struct StatusInput<'a> {
     pub advisories: &'a [String],
 }
 
+/// What holds a VM back and should be known to people.
+pub fn holds_of(plan: &VmPlan) -> Vec<String> {
+    let worth_saying = |hold: &&Hold| !hold.is_at_rest() && !matches!(hold, Hold::Starting | Hold::PruneDelay(_));
+    plan.holds.iter().filter(worth_saying).map(ToString::to_string).collect()
+}
+
 /// The status of a VM now.
 ///
 /// # Guarantees
@@ -64,6 +70,7 @@ pub fn compute(previous: Option<&Status>, input: &StatusInput<'_>, new_events: V
         restarts: observed.ledger.restarts,
         since: unchanged.map_or(now.wall, |status| status.since),
         conditions: conditions.collect(),
+        holds: holds_of(input.plan),
         events: events::add(history, new_events, now.wall),
         updated_at: now.wall,
     };

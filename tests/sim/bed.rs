@@ -71,11 +71,19 @@ impl Bed {
             bed.remove(&name);
         }
         for file in ["kernel", "base.img", "other.img", "data.img"] {
-            fs::write(bed.file(file), file).unwrap();
-            bed.machine.add_image(&bed.file(file), file.as_bytes(), 8 << 20).unwrap();
+            bed.add_image(file);
         }
         bed.machine.add_bridge("br0");
         bed
+    }
+
+    /// An image beside the manifests.
+    pub fn add_image(&self, name: &str) {
+        let file = self.file(name);
+        if !file.exists() {
+            fs::write(&file, name).unwrap();
+        }
+        self.machine.add_image(&file, name.as_bytes(), 8 << 20).unwrap();
     }
 
     /// A file beside the manifests.
@@ -194,8 +202,12 @@ impl Bed {
     }
 }
 
-/// `UUID-7` and `HEX-7.sock` without the 7.
+/// `UUID-7`, `HEX-7.sock` and `/dev/dm-7` without the 7.
 fn without_life_numbers(text: &str) -> String {
+    let mut parts = text.split("/dev/dm-");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let text = parts
+        .fold(first, |text, part| format!("{text}/dev/dm-N{}", part.trim_start_matches(|c: char| c.is_ascii_digit())));
     let without = |word: &str| match word.rsplit_once('-') {
         Some((stem, number)) if number.starts_with(|c: char| c.is_ascii_digit()) => {
             let rest = number.trim_start_matches(|c: char| c.is_ascii_digit());

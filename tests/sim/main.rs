@@ -4,3 +4,4 @@
 
 mod bed;
 mod crash_points;
+mod histories;

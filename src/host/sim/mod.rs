@@ -106,6 +106,20 @@ impl Machine {
         world.processes.iter().filter(|(_, process)| process.vmm.is_some()).map(|(pid, _)| *pid).collect()
     }
 
+    /// The id argument of every VMM, which names its VM and which life of it this is.
+    pub fn lives_of_vms(&self) -> BTreeSet<String> {
+        let world = self.world();
+        let vmms = world.processes.values().filter(|process| process.vmm.is_some());
+        vmms.filter_map(|process| rules::id_of(process).map(str::to_owned)).collect()
+    }
+
+    /// The block devices that there are, by what the kernel calls them.
+    pub fn devices(&self) -> Vec<String> {
+        let world = self.world();
+        let loops = world.loops.keys().map(|number| format!("loop{number}"));
+        loops.chain(world.dm.values().map(|dm| format!("dm-{}", dm.minor))).collect()
+    }
+
     /// Has a VMM hang: it answers nobody and hears nothing.
     pub fn hang(&self, pid: i32, hung: bool) {
         let mut world = self.world();

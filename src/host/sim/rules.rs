@@ -68,10 +68,15 @@ impl World {
     }
 }
 
+/// The id argument of a VMM.
+pub(super) fn id_of(process: &Process) -> Option<&str> {
+    let option = process.argv.iter().position(|word| word == "--id" || word == "-name")?;
+    process.argv.get(option + 1).map(String::as_str)
+}
+
 /// The VM that a VMM was started for: its id argument, without the number of its life.
 fn uid_of(process: &Process) -> Option<&str> {
-    let option = process.argv.iter().position(|word| word == "--id" || word == "-name")?;
-    process.argv.get(option + 1)?.rsplit_once('-').map(|(uid, _)| uid)
+    id_of(process)?.rsplit_once('-').map(|(uid, _)| uid)
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

@@ -247,6 +247,7 @@ impl World {
 
     /// A new process, with the next free pid.
     pub(super) fn fork(&mut self, argv: Vec<String>, parent: Option<u64>) -> ProcessIdentity {
+        assert!(self.processes.len() < PIDS.len(), "the simulated host has no pid left");
         while self.processes.contains_key(&self.next_pid) {
             self.next_pid = if self.next_pid + 1 == PIDS.end { PIDS.start } else { self.next_pid + 1 };
         }

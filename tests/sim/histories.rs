@@ -1,0 +1,331 @@
+//! Long lives that chance makes: users who edit, break, rename and delete manifests, VMMs that die and hang, hosts that reboot
+//! or lose their power, records that rot, pids that become another's, and a stead that is killed again and again. Once all
+//! that stops, the host is what a new one with the last manifests would be, and stays so.
+//!
+//! A history is its steps, and its steps are its seed: `STEAD_SEED=n` runs one, `STEAD_HISTORIES=n` so many. One that fails is
+//! made shorter step by step as long as it still fails, and printed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use stead::host::sim::{Fault, Faults, Moment, Random};
+
+use crate::bed::{Bed, vm};
+
+/// Histories of a run when nothing says how many.
+const HISTORIES: u64 = 400;
+const VMS: &[&str] = &["a", "b", "c"];
+
+/// One thing that happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    /// A manifest says this of a VM, by the number of the spec.
+    Apply { vm: usize, spec: usize },
+    /// Its manifest goes.
+    Delete { vm: usize },
+    /// It is said in another file.
+    Rename { vm: usize },
+    /// Somebody saves half a file: no VM stops for that.
+    Break { vm: usize },
+    /// The folder of manifests is not there: no VM stops for that either.
+    Unmount,
+    /// A pass that nobody disturbs.
+    Pass,
+    /// A pass in which this happens at this effect.
+    Disturbed { at: usize, fault: Fault },
+    /// A pass in which this look fails.
+    Blind { at: usize },
+    /// One of the VMMs dies, and strangers get pids until the numbers come round.
+    Kill { which: usize, strangers: usize },
+    /// One of the VMMs hangs.
+    Hang { which: usize },
+    /// Somebody opens a block device.
+    Open { which: usize },
+    /// The records of a VM rot, and a pass comes by.
+    Rot { vm: usize, ledger: bool, bytes: usize },
+    /// The host is rebooted, in good order or not.
+    Reboot { clean: bool },
+    /// The wall clock jumps.
+    Clock { ahead: i64 },
+    /// Time passes, in seconds.
+    Wait { seconds: u64 },
+}
+
+/// What a VM may be declared to be. Each says its VMM: `auto` stays with the one that a VM had.
+fn specs(bed: &Bed) -> Vec<String> {
+    let (base, other, data) = (bed.file("base.img"), bed.file("other.img"), bed.file("data"));
+    let (base, other, data) = (base.display(), other.display(), data.display());
+    vec![
+        format!(
+            "  vmm: firecracker\n  disks: [{{name: root, image: {base}, mode: snapshot}}]\n  networkInterfaces: [{{name: eth0}}]\n"
+        ),
+        format!("  disks: [{{name: large, image: {base}, mode: snapshot, size: 16Mi}}]\n  vmm: qemu\n"),
+        format!(
+            "  vmm: firecracker\n  disks: [{{name: root, image: {other}, mode: snapshot}}, {{name: data, image: {data}-NAME.img, mode: direct}}]\n"
+        ),
+        format!(
+            "  vmm: firecracker\n  disks: [{{name: root, image: {base}, mode: copy}}]\n  networkInterfaces: [{{name: eth0, bridge: br0}}]\n"
+        ),
+        "  vmm: qemu\n  networkInterfaces: [{name: eth0, bridge: br0}, {name: eth1}]\n".to_owned(),
+        "  vmm: firecracker\n  powerState: Paused\n  networkInterfaces: [{name: eth0}]\n".to_owned(),
+        "  vmm: firecracker\n  powerState: Stopped\n".to_owned(),
+        "  vmm: firecracker\n  deletionPolicy: Delete\n  terminationGracePeriodSeconds: 0\n".to_owned(),
+    ]
+}
+
+/// The steps of a seed.
+fn steps(seed: u64) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    let count = 6 + random.below(20);
+    (0..count).map(|_| step(&mut random)).collect()
+}
+
+fn step(random: &mut Random) -> Step {
+    let mut below = |bound: u64| usize::try_from(random.below(bound)).unwrap();
+    let vm = below(VMS.len() as u64);
+    match below(32) {
+        0..6 => Step::Apply { vm, spec: below(8) },
+        6 | 7 => Step::Delete { vm },
+        8 => Step::Rename { vm },
+        9 => Step::Break { vm },
+        10 => Step::Unmount,
+        11..14 => Step::Pass,
+        14..20 => {
+            let moments = [Moment::Before, Moment::Half, Moment::After];
+            let moment = moments[below(3)];
+            let faults = [Fault::Die(moment), Fault::Cut(moment), Fault::Fail(5), Fault::Fail(28), Fault::FailDone(5)];
+            Step::Disturbed { at: 1 + below(40), fault: faults[below(5)] }
+        }
+        20 => Step::Blind { at: 1 + below(300) },
+        21..24 => Step::Kill { which: below(4), strangers: below(70) },
+        24 => Step::Hang { which: below(4) },
+        25 => Step::Open { which: below(8) },
+        26 => Step::Rot { vm, ledger: below(2) == 0, bytes: below(3) * 20 },
+        27 => Step::Reboot { clean: below(2) == 0 },
+        28 => Step::Clock { ahead: i64::try_from(below(1_000_000)).unwrap() - 500_000 },
+        _ => Step::Wait { seconds: [1, 5, 60, 700][below(4)] },
+    }
+}
+
+/// A host, and what is known of its user.
+struct History {
+    bed: Bed,
+    /// What is declared of each VM, and in which file.
+    declared: BTreeMap<usize, (String, String)>,
+    specs: Vec<String>,
+    open: BTreeSet<String>,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        let bed = Bed::new(seed);
+        for name in VMS {
+            bed.add_image(&format!("data-{name}.img"));
+        }
+        // A folder that declares nothing at all is held: it may not be mounted.
+        bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
+        Self { specs: specs(&bed), bed, declared: BTreeMap::new(), open: BTreeSet::new() }
+    }
+
+    fn happens(&mut self, step: &Step) {
+        let bed = &self.bed;
+        match step {
+            Step::Apply { vm: index, spec } => {
+                let text = vm(bed, VMS[*index], &self.specs[*spec].replace("NAME", VMS[*index]));
+                let file =
+                    self.declared.get(index).map_or_else(|| format!("{}.yaml", VMS[*index]), |(file, _)| file.clone());
+                bed.apply(&file, &text);
+                self.declared.insert(*index, (file, text));
+            }
+            Step::Delete { vm } => {
+                if let Some((file, _)) = self.declared.remove(vm) {
+                    bed.remove(&file);
+                }
+            }
+            Step::Rename { vm } => {
+                if let Some((file, text)) = self.declared.get_mut(vm) {
+                    bed.remove(file);
+                    *file = format!("again-{file}");
+                    bed.apply(file, text);
+                }
+            }
+            Step::Break { vm } => {
+                if let Some((file, text)) = self.declared.get(vm) {
+                    let half: String = text.chars().take(text.len() / 2).collect();
+                    bed.apply(file, &format!("{half}\n  : [broken"));
+                    self.nobody_stops("half a manifest");
+                    self.bed.apply(file, text);
+                }
+            }
+            Step::Unmount => {
+                let (folder, away) = (&bed.settings.manifests, bed.file("away"));
+                std::fs::rename(folder, &away).unwrap();
+                self.nobody_stops("a missing folder");
+                std::fs::rename(away, &self.bed.settings.manifests).unwrap();
+            }
+            Step::Pass => drop(bed.pass(&Faults::default())),
+            Step::Disturbed { at, fault } => drop(bed.pass(&Faults::at(*at, *fault))),
+            Step::Blind { at } => {
+                drop(bed.pass(&Faults { looks: BTreeMap::from([(*at, 5)]), ..Faults::default() }));
+            }
+            Step::Kill { which, strangers } => {
+                let vmms = bed.machine.vmms();
+                if let Some(pid) = vmms.get(*which) {
+                    bed.machine.kill(*pid);
+                }
+                for count in 0..*strangers {
+                    let pid = bed.machine.start_stranger(&["vim", "notes"]);
+                    // The first one stays, with the number that it got.
+                    if count > 0 {
+                        bed.machine.kill(pid);
+                    }
+                }
+            }
+            Step::Hang { which } => {
+                if let Some(pid) = bed.machine.vmms().get(*which) {
+                    bed.machine.hang(*pid, true);
+                }
+            }
+            Step::Open { which } => {
+                if let Some(device) = bed.machine.devices().get(*which) {
+                    bed.machine.open_device(device, true);
+                    self.open.insert(device.clone());
+                }
+            }
+            Step::Rot { vm, ledger, bytes } => {
+                // One that nobody declares would be nobody's without its records, and stay.
+                if self.declared.contains_key(vm) {
+                    let name = VMS[*vm].parse().unwrap();
+                    let path = if *ledger { bed.layout.ledger(&name) } else { bed.layout.handles(&name) };
+                    let rest = bed.machine.read(&path).unwrap_or_default();
+                    bed.machine.overwrite(&path, &rest[..rest.len().min(*bytes)]);
+                    bed.pass(&Faults::default());
+                }
+            }
+            Step::Reboot { clean } => bed.machine.reboot(*clean),
+            Step::Clock { ahead } => bed.machine.set_wall_clock(*ahead),
+            Step::Wait { seconds } => bed.machine.wait(Duration::from_secs(*seconds)),
+        }
+    }
+
+    /// Passes while something is wrong with the manifests: whoever lives, lives on.
+    fn nobody_stops(&self, what: &str) {
+        let before = self.bed.machine.lives_of_vms();
+        // What was to be stopped anyway may be: only what is declared, and ran before the first pass too, counts.
+        let kept: BTreeSet<String> = before.iter().filter(|life| self.is_settled(life)).cloned().collect();
+        for _ in 0..2 {
+            self.bed.pass(&Faults::default());
+            self.bed.machine.wait(Duration::from_secs(60));
+        }
+        let after = self.bed.machine.lives_of_vms();
+        let gone: Vec<_> = kept.difference(&after).collect();
+        assert!(gone.is_empty(), "{what} stopped {gone:?}");
+    }
+
+    /// Whether this life is of a VM that is declared, and as it is declared.
+    fn is_settled(&self, life: &str) -> bool {
+        let declared = self.declared.iter().find(|(index, _)| {
+            let name = VMS[**index].parse().unwrap();
+            life.starts_with(&self.bed.layout.uid(&name).to_string())
+        });
+        let Some((index, (_, text))) = declared else { return false };
+        let name = VMS[*index].parse().unwrap();
+        let Some(record) = self.bed.machine.read(&self.bed.layout.handles(&name)) else { return false };
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        // Its phase says that nobody has begun to stop it, and its booted spec is compared by what differs between specs.
+        record["phase"] == "running" && !text.contains("powerState") && booted_as_declared(&record, text)
+    }
+
+    /// All that was wrong is over; what becomes of the host.
+    fn ends(&self) -> BTreeSet<String> {
+        for device in &self.open {
+            self.bed.machine.open_device(device, false);
+        }
+        for pid in self.bed.machine.vmms() {
+            self.bed.machine.hang(pid, false);
+        }
+        self.bed.converge("the end");
+        let before = self.bed.machine.changes();
+        self.bed.pass(&Faults::default());
+        assert_eq!(self.bed.machine.changes(), before, "a pass with nothing to do did something");
+        self.bed.no_rule_is_broken("the end");
+        let objects = self.bed.end_state();
+        objects.into_iter().filter(|object| !object.starts_with('/') && !object.contains("vim notes")).collect()
+    }
+}
+
+/// Whether what a record says was booted is what a manifest says, as far as the specs of these histories differ.
+fn booted_as_declared(record: &serde_json::Value, text: &str) -> bool {
+    let taps = record["tap_devices"].as_array().map_or(0, Vec::len);
+    let wanted_taps = text.matches("{name: eth").count();
+    let disks = record["spec"]["disks"].as_array().map_or(0, Vec::len);
+    let wanted_disks = text.matches("image: ").count();
+    let mode = record["spec"]["disks"][0]["mode"].as_str().unwrap_or("none").to_lowercase();
+    let wanted_mode = ["snapshot", "copy", "direct"].into_iter().find(|mode| text.contains(&format!("mode: {mode}")));
+    // Whether it grew, or changed its image or its VMM, is not told apart: such a one is not counted.
+    let is_plain = !text.contains("size:") && !text.contains("vmm: qemu") && !text.contains("other.img");
+    is_plain && taps == wanted_taps && disks == wanted_disks && mode == wanted_mode.unwrap_or("none")
+}
+
+fn run(seed: u64, steps: &[Step]) {
+    let mut history = History::new(seed);
+    for step in steps {
+        history.happens(step);
+    }
+    let end = history.ends();
+    let declared = history.declared.clone();
+    drop(history);
+
+    let fresh = History::new(seed);
+    for (file, text) in declared.values() {
+        fresh.bed.apply(file, text);
+    }
+    let wanted = fresh.ends();
+    let more: Vec<_> = end.difference(&wanted).collect();
+    let less: Vec<_> = wanted.difference(&end).collect();
+    assert!(more.is_empty() && less.is_empty(), "more: {more:#?}\nless: {less:#?}");
+}
+
+/// Why a history fails, if it does.
+fn failure(seed: u64, steps: &[Step]) -> Option<String> {
+    let caught = catch_unwind(AssertUnwindSafe(|| run(seed, steps))).err()?;
+    let text = caught.downcast_ref::<String>().cloned();
+    Some(text.or_else(|| caught.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default())
+}
+
+/// The fewest steps that still fail.
+fn shrink(seed: u64, mut steps: Vec<Step>) -> Vec<Step> {
+    let mut at = 0;
+    while at < steps.len() {
+        let mut fewer = steps.clone();
+        fewer.remove(at);
+        if failure(seed, &fewer).is_some() {
+            steps = fewer;
+        } else {
+            at += 1;
+        }
+    }
+    steps
+}
+
+#[test]
+fn a_host_ends_as_its_last_manifests_say_whatever_happened_to_it() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seeds = match (number("STEAD_SEED"), number("STEAD_HISTORIES")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, count) => 0..count.unwrap_or(HISTORIES),
+    };
+    let count = seeds.end - seeds.start;
+    let mut taken = 0;
+    for seed in seeds {
+        let steps = steps(seed);
+        taken += steps.len();
+        if failure(seed, &steps).is_some() {
+            let steps = shrink(seed, steps);
+            let why = failure(seed, &steps).unwrap_or_default();
+            panic!("STEAD_SEED={seed} fails, for which these steps are enough: {steps:#?}\n{why}");
+        }
+    }
+    println!("{count} histories of {taken} steps");
+}
