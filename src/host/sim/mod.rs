@@ -95,6 +95,16 @@ impl Machine {
         self.world().fork(argv.iter().map(|&word| word.to_owned()).collect(), None).pid
     }
 
+    /// Has somebody other than stead bind a file to a loop device.
+    pub fn bind_loop(&self, path: &Path) {
+        let mut world = self.world();
+        let Some(backing) = world.files.file(path) else { return };
+        let number = (0..=u32::MAX).find(|number| !world.loops.contains_key(number)).unwrap_or(0);
+        let tag = path.display().to_string();
+        let found = world::Loop { tag, backing, path: path.to_owned(), read_only: false, autoclear: false };
+        world.loops.insert(number, found);
+    }
+
     /// Kills a process, whoever it is, as somebody other than stead would.
     pub fn kill(&self, pid: i32) {
         self.change(|world| world.end(pid, ExitStatus::Signal(9)));
