@@ -224,6 +224,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let mut watch = Watch::start(stead.settings.manifests.clone());
     let mut hangup = signal(tokio::signal::unix::SignalKind::hangup());
     let resync = stead.settings.resync;
+    tell_of_cgroups(&*stead.host);
     // Nobody looks on: what its turns tell of their progress is in the log.
     let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None);
     engine.relist(&std::collections::BTreeSet::new());
@@ -254,6 +255,18 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
         tracing::warn!("removing {}: {error}", socket.display());
     }
     Ok(())
+}
+
+/// Says once, at the beginning, what VMs must do without.
+fn tell_of_cgroups(host: &dyn HostOps) {
+    match host.cgroup_facts() {
+        Err(why) => tracing::warn!("VMs get no cgroup of their own, and no limits: {why}"),
+        Ok(facts) => {
+            if let Some(why) = facts.no_limits {
+                tracing::warn!("VMs get no limits of CPU and memory: {why}");
+            }
+        }
+    }
 }
 
 /// Lists and wakes everything; when to do so again. That it cannot be done now is no reason to leave the VMs alone.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Actor;
 use crate::host::devices::{LoopDevice, TapRemoval};
-use crate::observed::orphans::{ObjectKind, TaggedObject, listens};
+use crate::observed::orphans::{ObjectKind, TaggedObject, held, listens};
 
 /// How long the removal of taps may take.
 const TAPS_BOUND: Duration = Duration::from_secs(30);
@@ -56,7 +56,11 @@ impl Actor<'_> {
         let _lock = self.lock_image(found.backing)?;
         let is_it = |found: &LoopDevice| object.tag == loop_key(found) && found.devices_on_top == 0;
         match self.host.loop_device(&object.name)?.filter(is_it) {
-            Some(found) => self.host.detach_loop(&found.device, &found.tag).map(drop),
+            // One that is open would let go only in name.
+            Some(found) => match held(self.host, &found.device) {
+                Some(why) => Err(io::Error::new(io::ErrorKind::ResourceBusy, why)),
+                None => self.host.detach_loop(&found.device, &found.tag).map(drop),
+            },
             None => Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is in use again")),
         }
     }

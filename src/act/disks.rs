@@ -64,8 +64,12 @@ impl Actor<'_> {
         self.make_vm_folder(&vm.name)?;
         let (trashed, disks) = (self.layout.trash_entry(&vm.name, deleted_at), self.layout.disks(&vm.name));
         let moved = self.host.rename_durable(&trashed, &disks);
-        moved.map_err(|error| ActError::one(format!("taking {} back", trashed.display()), error))?;
-        Ok(Outcome::Done("its disks came back from the trash".to_owned()))
+        let step = format!("taking {} back", trashed.display());
+        match moved {
+            Ok(true) => Ok(Outcome::Done("its disks came back from the trash".to_owned())),
+            Ok(false) => Err(ActError::one(step, "it is not in the trash any more")),
+            Err(error) => Err(ActError::one(step, error)),
+        }
     }
 
     fn set_disk_aside(&self, vm: &ObservedVm, disk: &Disk, why: &str) -> Result<Outcome, ActError> {

@@ -323,7 +323,7 @@ pub trait HostOps: HostView + devices::DeviceOps {
         bound: Duration,
     ) -> Result<(), VmmError>;
 
-    /// Makes a tap that stays, tagged with `alias`, up, and a port of `bridge` if named. `AlreadyExists` when an interface
+    /// Makes a tap that stays, tagged with `alias`, up, and a port of `bridge` if named, with the bridge's MTU. `AlreadyExists` when an interface
     /// of this name exists, whoever made it. A crash before the last step leaves no tap.
     fn create_tap(&self, name: &str, alias: &str, bridge: Option<&str>) -> io::Result<()>;
 

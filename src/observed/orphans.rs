@@ -9,7 +9,7 @@ use std::path::Path;
 use super::Record;
 use super::snapshot::Looker;
 use crate::desired::FileId;
-use crate::host::{LockProbe, SocketPeer};
+use crate::host::{HostView, LockProbe, SocketPeer};
 use crate::names::{Layout, Owner, ShortUid, VmName};
 use crate::state::{Handles, LoopHandle};
 
@@ -104,8 +104,8 @@ impl Looker<'_> {
     /// # Errors
     /// When some kind cannot be listed. Then nothing is known to be an orphan.
     pub fn survey(&self) -> io::Result<Survey> {
-        let mut objects = self.tagged_dm()?;
-        objects.extend(self.tagged_loops()?);
+        let mut objects = own(self.tagged_dm())?;
+        objects.extend(own(self.tagged_loops())?);
         objects.extend(self.tagged_taps()?);
         objects.extend(self.cgroups()?);
         objects.extend(self.sockets_of_vmms()?);
@@ -126,11 +126,16 @@ impl Looker<'_> {
             // UUID-NUMBER: the uid's hex digits come first.
             survey.live.insert(ShortUid::of_process_id(&argument), pid);
         }
-        // Asked only now: connecting to the API of a live VMM may take another client's turn.
+        // Asked only now: connecting to the API of a live VMM may take another client's turn, and who has a device open takes
+        // a scan of `/proc`.
         let unnamed: Vec<bool> = survey.objects.iter().map(|object| !survey.is_named(object)).collect();
-        let sockets = survey.objects.iter_mut().zip(unnamed).filter(|(object, _)| object.kind == ObjectKind::Socket);
-        for (socket, _) in sockets.filter(|(_, is_unnamed)| *is_unnamed) {
-            socket.in_use = listens(self.view.socket_peer(Path::new(&socket.name)));
+        let unnamed = survey.objects.iter_mut().zip(unnamed);
+        for (object, _) in unnamed.filter(|(object, is_unnamed)| *is_unnamed && object.in_use.is_none()) {
+            object.in_use = match object.kind {
+                ObjectKind::Socket => listens(self.view.socket_peer(Path::new(&object.name))),
+                ObjectKind::Loop => held(self.view, &object.name),
+                ObjectKind::Dm | ObjectKind::Tap | ObjectKind::Cgroup => None,
+            };
         }
         let holders = self.view.tap_holders()?;
         for tap in survey.objects.iter_mut().filter(|object| object.kind == ObjectKind::Tap) {
@@ -204,12 +209,28 @@ impl Looker<'_> {
     }
 }
 
+/// What may not even be looked at was not made by this stead: it runs without the right to.
+fn own(found: io::Result<Vec<TaggedObject>>) -> io::Result<Vec<TaggedObject>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
+        found => found,
+    }
+}
+
 /// Who listens on a socket, as a reason to leave it.
 pub fn listens(peer: SocketPeer) -> Option<String> {
     match peer {
         SocketPeer::NobodyListens | SocketPeer::NoSocket => None,
         SocketPeer::Listener(process) => Some(format!("pid {} listens on it", process.identity.pid)),
         SocketPeer::Unknown(why) => Some(why),
+    }
+}
+
+/// Who has a block device open, as a reason to leave it.
+pub fn held(view: &dyn HostView, device: &str) -> Option<String> {
+    match view.holders(device) {
+        Ok(holders) => holders.first().map(|holder| format!("{holder} has it open")),
+        Err(error) => Some(format!("who has it open cannot be told: {error}")),
     }
 }
 

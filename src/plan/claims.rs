@@ -58,6 +58,9 @@ impl Claims {
     /// Why this VM may not be started with its disks now. `booted` is what it ran with last: of several that declare one image,
     /// the one that ran with it goes on, and the others wait.
     pub fn conflict(&self, desired: &Desired, vm: &VmName, spec: &VmSpec, booted: Option<&VmSpec>) -> Option<String> {
+        if let Some(why) = twice(desired, spec) {
+            return Some(why);
+        }
         spec.disks.iter().find_map(|disk| {
             let claims = self.0.get(&image(desired, &disk.image))?;
             let had_it = booted.is_some_and(|booted| booted.disks.iter().any(|before| before.image == disk.image));
@@ -67,6 +70,22 @@ impl Claims {
             Some(explain(disk, other))
         })
     }
+}
+
+/// Two disks of one VM that lead to one image by different paths, if one of them may write to it.
+fn twice(desired: &Desired, spec: &VmSpec) -> Option<String> {
+    spec.disks.iter().enumerate().find_map(|(index, disk)| {
+        let same = |other: &&Disk| image(desired, &other.image) == image(desired, &disk.image);
+        let other = spec.disks[..index].iter().filter(same).find(|other| other.writes_image() || disk.writes_image())?;
+        Some(format!(
+            "disks {} and {} lead to one image ({} and {}), and one of the two may write to it: give each an image of its own, \
+             make both readOnly, or use mode snapshot or copy in both",
+            other.name,
+            disk.name,
+            other.image.display(),
+            disk.image.display()
+        ))
+    })
 }
 
 fn explain(disk: &Disk, other: &Claim) -> String {
@@ -82,4 +101,31 @@ fn explain(disk: &Disk, other: &Claim) -> String {
 
 fn image(desired: &Desired, path: &Path) -> Image {
     desired.images.get(path).map_or_else(|| Image::Path(path.to_owned()), |id| Image::Known(*id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::DiskMode;
+    use crate::vmm::tests::{disk, spec};
+
+    #[test]
+    fn two_paths_to_one_image_are_two_users_of_it() {
+        let id = FileId { device: 1, inode: 2 };
+        let images = [("/a.img", id), ("/link", id), ("/b.img", FileId { device: 1, inode: 3 })];
+        let images = images.map(|(path, id)| (PathBuf::from(path), id)).into();
+        let desired = Desired { images, ..Desired::default() };
+        let name: VmName = "web".parse().unwrap();
+        let conflict = |other: &str, mode: DiskMode, read_only: bool| {
+            let mut spec = spec();
+            spec.disks = vec![disk("root", "/a.img", false), disk("data", other, read_only)];
+            spec.disks[0].mode = mode;
+            Claims::default().conflict(&desired, &name, &spec, None)
+        };
+        assert!(conflict("/link", DiskMode::Direct, true).is_some_and(|why| why.contains("root and data")));
+        // A base that another disk writes to by another name.
+        assert!(conflict("/link", DiskMode::Snapshot, false).is_some());
+        assert_eq!(conflict("/link", DiskMode::Snapshot, true), None);
+        assert_eq!(conflict("/b.img", DiskMode::Direct, false), None);
+    }
 }

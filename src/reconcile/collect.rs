@@ -17,6 +17,8 @@ const MOST_ROUNDS: usize = 4;
 
 /// Lines that fit in one reply.
 const MOST_LINES: usize = 200;
+/// What the name of an entry of the trash ends with while it is removed.
+const CLAIMED: &str = ".expired";
 /// How long the disks of a deleted VM are kept.
 const TRASH_SECONDS: u64 = 7 * 24 * 60 * 60;
 
@@ -83,9 +85,10 @@ pub(super) fn empty_trash(stead: &Stead) {
         Err(error) => return tracing::warn!("listing {}: {error}", trash.display()),
     };
     let now = u64::try_from(stead.host.now().wall.as_second()).unwrap_or_default();
-    for entry in entries.iter().filter(|entry| is_past(entry, now)) {
+    for entry in entries.iter().filter(|entry| is_past(entry, now) || is_claimed(entry)) {
         let folder = trash.join(entry);
-        match remove_unused(stead, &folder) {
+        let removed = if is_claimed(entry) { remove_unused(stead, &folder) } else { claim_and_remove(stead, &folder) };
+        match removed {
             Ok(()) => tracing::info!("removed {}: it was in the trash for seven days", folder.display()),
             Err(error) => tracing::warn!("removing {}: {error}", folder.display()),
         }
@@ -95,6 +98,25 @@ pub(super) fn empty_trash(stead: &Stead) {
 /// Whether an entry of the trash has been there long enough; what stead did not put there stays.
 fn is_past(entry: &str, now: u64) -> bool {
     crate::names::Layout::read_trash_entry(entry).is_some_and(|(_, at)| now.saturating_sub(at) >= TRASH_SECONDS)
+}
+
+/// Whether an entry was about to be removed when stead ended.
+fn is_claimed(entry: &str) -> bool {
+    entry.strip_prefix('.').and_then(|entry| entry.strip_suffix(CLAIMED)).is_some()
+}
+
+/// Removes a folder of disks under a name from which no VM takes its disks back: one that is just about to would find them
+/// removed under its hands.
+fn claim_and_remove(stead: &Stead, folder: &Path) -> io::Result<()> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let claimed = folder.with_file_name(format!(".{name}{CLAIMED}"));
+    if !stead.host.rename_durable(folder, &claimed)? {
+        return Ok(());
+    }
+    remove_unused(stead, &claimed).or_else(|error| {
+        stead.host.rename_durable(&claimed, folder)?;
+        Err(error)
+    })
 }
 
 /// Removes a folder of disks, unless one of them is still under a loop: its file is found by inode, whatever it is called.
@@ -180,5 +202,9 @@ mod tests {
         assert!(!is_past("web.1000", 10));
         assert!(!is_past("holiday-photos", 1000 + 7 * day));
         assert!(!is_past("web.tar", 1000 + 7 * day));
+        // Nor does a VM take back what is about to go.
+        assert!(!is_past(".web.1000.expired", 1000 + 7 * day));
+        assert!(is_claimed(".web.1000.expired") && !is_claimed("web.1000"));
+        assert_eq!(crate::names::Layout::read_trash_entry(".web.1000.expired"), None);
     }
 }

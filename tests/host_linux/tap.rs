@@ -14,6 +14,15 @@ fn ip(args: &str) {
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// What `ip link show` says, since sysfs shows another network namespace here.
+fn mtu(link: &str) -> u32 {
+    let output = Command::new("ip").args(["link", "show", link]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "mtu").unwrap();
+    words[at + 1].parse().unwrap()
+}
+
 fn in_network(test: impl FnOnce() + Send + 'static) {
     in_namespaces(CloneFlags::CLONE_NEWNET, test);
 }
@@ -43,6 +52,24 @@ fn a_tap_is_made_tagged_up_and_on_its_bridge_and_goes_again() {
         assert!(host.delete_tap("st1", "stead:x:y:eth0").unwrap());
         assert!(!host.delete_tap("st1", "stead:x:y:eth0").unwrap());
         assert_eq!(host.taps().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_tap_has_the_mtu_of_its_bridge() {
+    in_network(|| {
+        let host = host();
+        ip("link add jumbo type bridge");
+        ip("link set jumbo mtu 9000");
+        ip("link add br0 type bridge");
+        host.create_tap("st1", "stead:x:y:eth0", Some("jumbo")).unwrap();
+        assert_eq!((mtu("st1"), mtu("jumbo")), (9000, 9000));
+        host.create_tap("st2", "stead:x:y:eth0", None).unwrap();
+        assert_eq!(mtu("st2"), 1500);
+        host.set_tap_bridge("st2", Some("jumbo")).unwrap();
+        assert_eq!((mtu("st2"), mtu("jumbo")), (9000, 9000));
+        host.set_tap_bridge("st1", Some("br0")).unwrap();
+        assert_eq!((mtu("st1"), mtu("br0")), (1500, 1500));
     });
 }
 

@@ -317,6 +317,31 @@ fn shrink(seed: u64, mut steps: Vec<Step>) -> Vec<Step> {
 }
 
 #[test]
+fn an_orphan_that_somebody_has_open_is_held_and_goes_after_them() {
+    let mut history = History::new(0);
+    history.happens(&Step::Apply { vm: 0, spec: 0 });
+    history.bed.converge("it runs");
+    let mut loops = history.bed.machine.devices();
+    loops.retain(|device| device.starts_with("loop"));
+    history.happens(&Step::Delete { vm: 0 });
+    for pid in history.bed.machine.vmms() {
+        history.bed.machine.kill(pid);
+    }
+    history.bed.machine.lose(&history.bed.layout.vms());
+    for device in &loops {
+        history.bed.machine.open_device(device, true);
+    }
+    history.bed.converge("they are held");
+    let left: Vec<String> = history.bed.machine.devices();
+    assert_eq!(left, loops, "the dm device goes, the loops that are open stay");
+    for device in &loops {
+        history.bed.machine.open_device(device, false);
+    }
+    history.bed.converge("they go");
+    assert_eq!(history.bed.machine.devices(), Vec::<String>::new());
+}
+
+#[test]
 fn what_a_loop_is_bound_to_stays_in_the_trash() {
     let mut history = History::new(0);
     let spec = history.specs.len();

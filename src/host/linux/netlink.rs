@@ -23,6 +23,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Whether it is a tun or tap device.
     pub(super) is_tun: bool,
+    /// The longest frame that it carries, in bytes.
+    pub(super) mtu: u32,
     /// The link group it is in; 0 unless somebody said otherwise (ip-link(8)).
     pub(super) group: u32,
 }
@@ -69,6 +71,7 @@ pub(super) struct Change {
     pub(super) alias: Option<String>,
     /// The index of the bridge; 0 takes it off any.
     pub(super) master: Option<u32>,
+    pub(super) mtu: Option<u32>,
     pub(super) up: bool,
 }
 
@@ -80,6 +83,10 @@ pub(super) async fn change(handle: &Handle, index: u32, change: Change) -> io::R
     }
     if let Some(master) = change.master {
         message = message.controller(master);
+    }
+    // The kernel sets it before the master, so that the bridge never sees a port that carries less than itself.
+    if let Some(mtu) = change.mtu {
+        message = message.mtu(mtu);
     }
     if change.up {
         message = message.up();
@@ -128,6 +135,7 @@ fn read(message: LinkMessage) -> Link {
         master: None,
         up: message.header.flags.contains(LinkFlags::Up),
         is_tun: false,
+        mtu: 0,
         group: 0,
     };
     for attribute in message.attributes {
@@ -135,6 +143,7 @@ fn read(message: LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|alias| !alias.is_empty()),
             LinkAttribute::Controller(master) => link.master = Some(master).filter(|master| *master != 0),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::LinkInfo(info) => link.is_tun |= info.contains(&LinkInfo::Kind(InfoKind::Tun)),
             _ => {}

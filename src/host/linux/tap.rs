@@ -58,10 +58,12 @@ pub(super) fn create(io: &IoThread, name: &str, alias: &str, bridge: Option<&str
     netlink::talk(io, |handle| async move {
         let link = expect(&handle, &tap).await?;
         let master = match &bridge {
-            Some(bridge) => Some(bridge_index(&handle, bridge).await?),
+            Some(bridge) => Some(bridge_link(&handle, bridge).await?),
             None => None,
         };
-        let change = Change { alias: Some(alias), master, up: true };
+        // A port that carries less than its bridge lowers the bridge's own, or loses frames.
+        let mtu = master.as_ref().map(|bridge| bridge.mtu).filter(|mtu| *mtu != link.mtu);
+        let change = Change { alias: Some(alias), master: master.map(|bridge| bridge.index), mtu, up: true };
         netlink::change(&handle, link.index, change).await.map_err(|error| explain(error, bridge.as_deref()))
     })?;
     // SAFETY: the request takes a plain number, and `file` is an open tap.
@@ -113,13 +115,15 @@ pub(super) fn set_bridge(io: &IoThread, name: &str, bridge: Option<&str>) -> io:
     netlink::talk(io, |handle| async move {
         let link = expect(&handle, &name).await?;
         let master = match &bridge {
-            Some(bridge) => bridge_index(&handle, bridge).await?,
-            None => 0,
+            Some(bridge) => Some(bridge_link(&handle, bridge).await?),
+            None => None,
         };
-        if link.master.unwrap_or(0) == master && link.up {
+        let mtu = master.as_ref().map(|bridge| bridge.mtu).filter(|mtu| *mtu != link.mtu);
+        let master = master.map_or(0, |bridge| bridge.index);
+        if link.master.unwrap_or(0) == master && link.up && mtu.is_none() {
             return Ok(());
         }
-        let change = Change { alias: None, master: Some(master), up: true };
+        let change = Change { alias: None, master: Some(master), mtu, up: true };
         netlink::change(&handle, link.index, change).await.map_err(|error| explain(error, bridge.as_deref()))
     })
 }
@@ -167,9 +171,9 @@ async fn expect(handle: &rtnetlink::Handle, name: &str) -> io::Result<Link> {
     link.ok_or_else(|| super::error(io::ErrorKind::NotFound, format!("there is no interface named {name}")))
 }
 
-async fn bridge_index(handle: &rtnetlink::Handle, bridge: &str) -> io::Result<u32> {
+async fn bridge_link(handle: &rtnetlink::Handle, bridge: &str) -> io::Result<Link> {
     let link = netlink::by_name(handle, bridge).await?;
-    link.map(|link| link.index).ok_or_else(|| {
+    link.ok_or_else(|| {
         let text = format!("there is no bridge named {bridge}; make it with `ip link add {bridge} type bridge`");
         super::error(io::ErrorKind::NotFound, text)
     })
