@@ -26,7 +26,7 @@ endif
 
 have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 
-scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init
+scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run
 
 .PHONY: help
 help: ## List what can be made
@@ -55,6 +55,13 @@ test-quick: need-cargo ## Run the tests that need nothing from the host
 .PHONY: test-nested
 test-nested: need-cargo prepare ## Run the tests in an emulated host: device-mapper, nested KVM, power cuts
 	if $(have_nextest); then $(CARGO) nextest run --locked --test nested; else $(CARGO) test --locked --test nested; fi
+
+# What takes hours. Each part can be run by itself: docs/testing.md.
+.PHONY: proof
+proof: need-cargo prepare ## Run what shows that no fault breaks a rule, at length: hours
+	STEAD_PAIRS=all STEAD_HISTORIES=1000000 $(CARGO) test --locked --test sim
+	STEAD_POWER_CUTS=200 STEAD_ROUNDS=20 $(CARGO) test --locked --test nested -- --test-threads 2
+	tests/mutants/run
 
 .PHONY: lint
 lint: need-cargo ## Check format, clippy and the shell scripts

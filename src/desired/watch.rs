@@ -219,3 +219,31 @@ fn folder_id(path: &Path) -> Option<FileId> {
     let meta = path.metadata().ok().filter(std::fs::Metadata::is_dir)?;
     Some(FileId { device: meta.dev(), inode: meta.ino() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use super::*;
+
+    #[test]
+    fn an_overflow_of_the_kernels_queue_leads_to_a_full_listing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::start(folder.path().to_owned());
+        let queue: usize =
+            std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+        let pending = Arc::clone(&watch.pending);
+        {
+            // Whoever reads the events waits for this, and the kernel's queue fills up (inotify(7)).
+            let _state = pending.lock();
+            for number in 0..queue {
+                // No manifests: no event of theirs leads to a listing.
+                let file = folder.path().join(format!("{}.txt", number % 2));
+                OpenOptions::new().create(true).append(true).open(file).unwrap();
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let relist = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), watch.next()).await });
+        assert_eq!(relist.unwrap(), Relist { unsettled: BTreeSet::new() });
+    }
+}
