@@ -12,6 +12,7 @@ mod images;
 mod lock;
 mod loops;
 mod process;
+mod simulated;
 mod tap;
 mod tap_removal;
 mod vmm;

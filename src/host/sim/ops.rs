@@ -60,7 +60,13 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.tmp.1-1-1"))
 }
 
+/// A folder is nothing that could be written or replaced.
+fn no_folder(world: &World, path: &Path) -> io::Result<()> {
+    if world.files.at(path) == Some(Node::Folder) { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+}
+
 fn write(world: &mut World, path: &Path, bytes: &[u8], is_durable: bool) -> io::Result<()> {
+    no_folder(world, path)?;
     let temporary = temporary(path);
     // What a life before left there has another name on the real host.
     world.files.rename(vec![(temporary.clone(), None)]);
@@ -138,7 +144,10 @@ impl HostOps for SimHost {
             return Ok(false);
         }
         let what = effect("remove_file", path.display().to_string(), &[EIO, EACCES]).or_done(SYNC);
-        self.effect(what, nothing, |world| Ok(remove(world, path, durable)))
+        self.effect(what, nothing, |world| {
+            no_folder(world, path)?;
+            Ok(remove(world, path, durable))
+        })
     }
 
     fn set_aside(&self, path: &Path) -> io::Result<Option<PathBuf>> {
@@ -450,6 +459,7 @@ impl DeviceOps for SimHost {
         }
         let half = |world: &mut World| half_write(world, path, b"");
         self.effect(on_file("make_sparse_file", path).with_half(), half, |world| {
+            no_folder(world, path)?;
             let modified = world.now();
             match world.files.file(path) {
                 Some(id) => {
@@ -465,6 +475,7 @@ impl DeviceOps for SimHost {
 
     fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.effect(on_file("overwrite", path).or_done(SYNC), nothing, |world| {
+            no_folder(world, path)?;
             let id = world.files.file(path).ok_or(io::ErrorKind::NotFound)?;
             let old = world.files.content(id).cloned().unwrap_or_default();
             let (start, end) =
@@ -515,6 +526,12 @@ impl DeviceOps for SimHost {
             if world.files.at(to).is_some() {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
+            if to.starts_with(from) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            if world.files.at(folder_of(to)) != Some(Node::Folder) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             let mut changes = vec![(from.to_owned(), None), (to.to_owned(), Some(node))];
             for (path, node) in world.files.below(from) {
                 let rest = path.strip_prefix(from).unwrap_or(path);
@@ -540,6 +557,9 @@ impl DeviceOps for SimHost {
         };
         let what = effect("remove_folder", path.display().to_string(), &[EIO, EACCES]).or_done(SYNC).with_half();
         self.effect(what, half, |world| {
+            if world.files.at(path) != Some(Node::Folder) {
+                return Err(io::ErrorKind::NotADirectory.into());
+            }
             let mut inside: Vec<PathBuf> = world.files.below(path).map(|(path, _)| path.clone()).collect();
             inside.reverse();
             for inner in inside.iter().chain([&path.to_owned()]) {

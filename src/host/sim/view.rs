@@ -55,7 +55,10 @@ impl HostView for SimHost {
     }
 
     fn list_folder(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.see(|world| world.files.list(path))
+        self.see(|world| match world.files.at(path) {
+            None | Some(Node::Folder) => Ok(world.files.list(path)),
+            Some(_) => Err(io::ErrorKind::NotADirectory.into()),
+        })?
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
