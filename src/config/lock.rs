@@ -53,7 +53,8 @@ impl StateLock {
         Self::take_within(layout, what, PATIENCE)
     }
 
-    fn take_within(layout: &Layout, what: &str, patience: Duration) -> Result<Self, LockError> {
+    /// Takes the lock for `what`, trying for so long; once at least.
+    pub fn take_within(layout: &Layout, what: &str, patience: Duration) -> Result<Self, LockError> {
         let path = layout.lock();
         let failed = |source| LockError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
@@ -79,12 +80,18 @@ impl StateLock {
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
         }
-        // Only for the message that the next one gets: nothing depends on it, so it need not be durable.
-        file.set_len(0).map_err(failed)?;
-        file.rewind().map_err(failed)?;
-        writeln!(file, "{} {what}", std::process::id()).map_err(failed)?;
+        // Only for the message that the next one gets: a full disk is a reason to act, not to give up.
+        if let Err(error) = write_holder(&mut file, what) {
+            tracing::debug!("{} does not say who holds it: {error}", path.display());
+        }
         Ok(Self { _file: file })
     }
+}
+
+fn write_holder(file: &mut File, what: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{} {what}", std::process::id())
 }
 
 /// `stead run (pid 123)` from a line `123 run`; `None` if the holder has not written it yet.

@@ -15,7 +15,6 @@ use stead::plan::{AllowPrune, Policy};
 use stead::reconcile::{OnceOptions, Outcome, Stead, once};
 
 const STATE: &str = "/var/lib/stead";
-const RUN: &str = "/run/stead";
 
 /// A host, and what its user has declared.
 pub struct Bed {
@@ -33,6 +32,7 @@ thread_local! {
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         fs::create_dir_all(folder.path().join("manifests/.all")).unwrap();
+        fs::create_dir(folder.path().join("state")).unwrap();
         folder
     };
 }
@@ -50,12 +50,15 @@ impl Bed {
     pub fn new(seed: u64) -> Self {
         let folder = FOLDER.with(|folder| folder.path().to_owned());
         let state_id = StateId::derive("simulated", Path::new(STATE));
-        let layout = Layout::new(state_id, STATE.into(), Path::new(RUN)).unwrap();
+        let run = folder.join("run");
+        let layout = Layout::new(state_id, STATE.into(), &run).unwrap();
+        // The control socket of `stead run` is a real one.
+        fs::create_dir_all(&layout.run_dir).unwrap();
         let machine = Machine::new(&layout.state_dir, &layout.run_dir, seed);
         let settings = Settings {
             manifests: folder.join("manifests"),
             state_dir: STATE.into(),
-            run_dir: RUN.into(),
+            run_dir: run,
             firecracker: "firecracker".into(),
             qemu: "qemu-system-x86_64".into(),
             qemu_accel: QemuAccel::Auto,
@@ -121,6 +124,11 @@ impl Bed {
     pub fn stead(&self, host: &Arc<SimHost>) -> Stead {
         let host: Arc<dyn HostOps> = Arc::clone(host) as Arc<dyn HostOps>;
         Stead { settings: self.settings.clone(), layout: self.layout.clone(), host }
+    }
+
+    /// STATE/lock on a real disk, for steads that contend for it.
+    pub fn lock(&self) -> Layout {
+        Layout::new(self.layout.state_id, self.folder.join("state"), &self.settings.run_dir).unwrap()
     }
 
     /// One life of stead: a one-shot pass, in which these faults happen.

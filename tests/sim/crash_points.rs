@@ -10,6 +10,7 @@ use nix::libc::EIO;
 use stead::host::sim::{Effect, Fault, Faults, Moment, Random};
 
 use crate::bed::{Bed, Pass, vm};
+use crate::parallel::for_each;
 
 /// What happens on a host.
 struct Scenario {
@@ -185,15 +186,18 @@ fn two_faults(name: &str) {
     };
     let mut random = Random::new(7);
     let firsts = some(faults_of(&pass.effects), wanted.map(|pairs| pairs / SECONDS), &mut random);
-    let mut runs = 0;
-    for (what, first) in firsts {
+    let seeded = firsts.into_iter().map(|first| (first, Random::new(random.number())));
+    let runs = for_each(seeded.collect::<Vec<_>>(), |((what, first), mut random)| {
         let when = format!("{name}: {what}");
         let next = disturbed(&scenario, std::slice::from_ref(&first), &end, &when);
-        for (then, second) in some(faults_of(&next.effects), wanted.map(|_| SECONDS), &mut random) {
+        let seconds = some(faults_of(&next.effects), wanted.map(|_| SECONDS), &mut random);
+        let count = seconds.len();
+        for (then, second) in seconds {
             disturbed(&scenario, &[first.clone(), second], &end, &format!("{when}; then {then}"));
-            runs += 1;
         }
-    }
+        count
+    });
+    let runs: usize = runs.into_iter().sum();
     println!("{name}: {runs} pairs of faults");
 }
 

@@ -7,11 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use stead::host::sim::{Fault, Faults, Moment, Random};
 
 use crate::bed::{Bed, vm};
+use crate::parallel::for_each;
 
 /// Histories of a run when nothing says how many.
 const HISTORIES: u64 = 400;
@@ -115,6 +117,27 @@ struct History {
     declared: BTreeMap<usize, (String, String)>,
     specs: Vec<String>,
     open: BTreeSet<String>,
+    tally: Tally,
+}
+
+/// What happened in histories, so often.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    steps: usize,
+    steads_killed: usize,
+    vmms_killed: usize,
+    reboots: usize,
+}
+
+impl std::iter::Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |sum, one| Self {
+            steps: sum.steps + one.steps,
+            steads_killed: sum.steads_killed + one.steads_killed,
+            vmms_killed: sum.vmms_killed + one.vmms_killed,
+            reboots: sum.reboots + one.reboots,
+        })
+    }
 }
 
 impl History {
@@ -125,10 +148,11 @@ impl History {
         }
         // A folder that declares nothing at all is held: it may not be mounted.
         bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
-        Self { specs: specs(&bed), bed, declared: BTreeMap::new(), open: BTreeSet::new() }
+        Self { specs: specs(&bed), bed, declared: BTreeMap::new(), open: BTreeSet::new(), tally: Tally::default() }
     }
 
     fn happens(&mut self, step: &Step) {
+        self.tally.steps += 1;
         let bed = &self.bed;
         match step {
             Step::Apply { vm: index, spec } => {
@@ -165,7 +189,10 @@ impl History {
                 std::fs::rename(away, &self.bed.settings.manifests).unwrap();
             }
             Step::Pass => drop(bed.pass(&Faults::default())),
-            Step::Disturbed { at, fault } => drop(bed.pass(&Faults::at(*at, *fault))),
+            Step::Disturbed { at, fault } => {
+                let pass = bed.pass(&Faults::at(*at, *fault));
+                self.tally.steads_killed += usize::from(pass.outcome.is_none());
+            }
             Step::Blind { at } => {
                 drop(bed.pass(&Faults { looks: BTreeMap::from([(*at, 5)]), ..Faults::default() }));
             }
@@ -173,6 +200,7 @@ impl History {
                 let vmms = bed.machine.vmms();
                 if let Some(pid) = vmms.get(*which) {
                     bed.machine.kill(*pid);
+                    self.tally.vmms_killed += 1;
                 }
                 for count in 0..*strangers {
                     let pid = bed.machine.start_stranger(&["vim", "notes"]);
@@ -204,7 +232,10 @@ impl History {
                     self.all_stay(&settled, "a record that rots");
                 }
             }
-            Step::Reboot { clean } => bed.machine.reboot(*clean),
+            Step::Reboot { clean } => {
+                bed.machine.reboot(*clean);
+                self.tally.reboots += 1;
+            }
             Step::Clock { ahead } => bed.machine.set_wall_clock(*ahead),
             Step::Wait { seconds } => bed.machine.wait(Duration::from_secs(*seconds)),
         }
@@ -275,30 +306,45 @@ fn booted_as_declared(record: &serde_json::Value, text: &str) -> bool {
     is_plain && taps == wanted_taps && disks == wanted_disks && mode == wanted_mode.unwrap_or("none")
 }
 
-fn run(seed: u64, steps: &[Step]) {
+fn run(seed: u64, steps: &[Step]) -> Tally {
     let mut history = History::new(seed);
     for step in steps {
         history.happens(step);
     }
     let end = history.ends();
-    let declared = history.declared.clone();
+    let (declared, tally) = (history.declared.clone(), history.tally);
     drop(history);
 
-    let fresh = History::new(seed);
-    for (file, text) in declared.values() {
-        fresh.bed.apply(file, text);
-    }
-    let wanted = fresh.ends();
+    let wanted = fresh_end(&declared);
     let more: Vec<_> = end.difference(&wanted).collect();
     let less: Vec<_> = wanted.difference(&end).collect();
     assert!(more.is_empty() && less.is_empty(), "more: {more:#?}\nless: {less:#?}");
+    tally
 }
 
-/// Why a history fails, if it does.
-fn failure(seed: u64, steps: &[Step]) -> Option<String> {
-    let caught = catch_unwind(AssertUnwindSafe(|| run(seed, steps))).err()?;
-    let text = caught.downcast_ref::<String>().cloned();
-    Some(text.or_else(|| caught.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default())
+/// What becomes of a new host with these manifests: found out once for all histories that end so.
+fn fresh_end(declared: &BTreeMap<usize, (String, String)>) -> BTreeSet<String> {
+    static KNOWN: Mutex<BTreeMap<Vec<String>, BTreeSet<String>>> = Mutex::new(BTreeMap::new());
+    let fresh = History::new(0);
+    let place = fresh.bed.file("").display().to_string();
+    let key: Vec<String> = declared.values().map(|(_, text)| text.replace(&place, "")).collect();
+    if let Some(end) = KNOWN.lock().unwrap().get(&key) {
+        return end.clone();
+    }
+    for (file, text) in declared.values() {
+        fresh.bed.apply(file, text);
+    }
+    let end = fresh.ends();
+    KNOWN.lock().unwrap().insert(key, end.clone());
+    end
+}
+
+/// What happened in a history, or why it fails.
+fn attempt(seed: u64, steps: &[Step]) -> Result<Tally, String> {
+    catch_unwind(AssertUnwindSafe(|| run(seed, steps))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()
+    })
 }
 
 /// The fewest steps that still fail.
@@ -307,7 +353,7 @@ fn shrink(seed: u64, mut steps: Vec<Step>) -> Vec<Step> {
     while at < steps.len() {
         let mut fewer = steps.clone();
         fewer.remove(at);
-        if failure(seed, &fewer).is_some() {
+        if attempt(seed, &fewer).is_err() {
             steps = fewer;
         } else {
             at += 1;
@@ -362,20 +408,19 @@ fn what_a_loop_is_bound_to_stays_in_the_trash() {
 #[test]
 fn a_host_ends_as_its_last_manifests_say_whatever_happened_to_it() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let first = number("STEAD_FIRST_SEED").unwrap_or(0);
     let seeds = match (number("STEAD_SEED"), number("STEAD_HISTORIES")) {
         (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(HISTORIES),
+        (None, count) => first..first + count.unwrap_or(HISTORIES),
     };
     let count = seeds.end - seeds.start;
-    let mut taken = 0;
-    for seed in seeds {
+    let tallies = for_each(seeds, |seed| {
         let steps = steps(seed);
-        taken += steps.len();
-        if failure(seed, &steps).is_some() {
+        attempt(seed, &steps).unwrap_or_else(|first| {
             let steps = shrink(seed, steps);
-            let why = failure(seed, &steps).unwrap_or_default();
+            let why = attempt(seed, &steps).err().unwrap_or(first);
             panic!("STEAD_SEED={seed} fails, for which these steps are enough: {steps:#?}\n{why}");
-        }
-    }
-    println!("{count} histories of {taken} steps");
+        })
+    });
+    println!("{count} histories: {:?}", tallies.into_iter().sum::<Tally>());
 }

@@ -5,3 +5,5 @@
 mod bed;
 mod crash_points;
 mod histories;
+mod parallel;
+mod races;
