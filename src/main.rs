@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use stead::cli::{Cli, CliError, Command, Context, Exit, LogFormat, execute, report};
 
 fn main() -> ExitCode {
+    end_with_any_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -23,6 +24,16 @@ fn main() -> ExitCode {
             error.exit().into()
         }
     }
+}
+
+/// A stead that went on with one of its threads dead would keep VMs that it no longer sees, and nobody would know. What was
+/// half done is on record: the next one goes on from there.
+fn end_with_any_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 /// Help, the version, or what is wrong with the command line. Not clap's own exit status of 2, which here means that a VM

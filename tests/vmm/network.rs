@@ -5,13 +5,13 @@ use std::process::Command;
 use crate::bed::{Host, Vmm, bed, manifest, wait};
 
 /// A host in a network namespace of its own with a bridge `br0`: everything `stead` starts is in it too.
-struct Net {
-    host: Host,
+pub struct Net {
+    pub host: Host,
     namespace: String,
 }
 
 impl Net {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let host = Host::new();
         let namespace =
             format!("stead-{}", host.root.path().file_name().unwrap().to_string_lossy().trim_start_matches('.'));
@@ -26,17 +26,22 @@ impl Net {
         run("ip", &[&["-n", &self.namespace], args].concat())
     }
 
+    /// `stead` inside the namespace, run to its end.
+    pub fn stead(&self, args: &[&str]) -> std::process::Output {
+        self.command(args).output().unwrap()
+    }
+
     /// `stead` inside the namespace.
-    fn stead(&self, args: &[&str]) -> std::process::Output {
+    pub fn command(&self, args: &[&str]) -> Command {
         let plain = self.host.stead(args);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace]).arg(plain.get_program()).args(plain.get_args());
         command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.output().unwrap()
+        command
     }
 
     #[track_caller]
-    fn once(&self, expected: i32) -> String {
+    pub fn once(&self, expected: i32) -> String {
         let output = self.stead(&["reconcile", "--once"]);
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(expected), "{text}");
@@ -48,7 +53,7 @@ impl Net {
     }
 
     /// The taps there are, whoever's.
-    fn taps(&self) -> String {
+    pub fn taps(&self) -> String {
         self.ip(&["tuntap", "show"])
     }
 }

@@ -1,0 +1,178 @@
+//! Every system call that `stead` makes fails, with every error that hosts in trouble give. Whatever becomes of the pass in
+//! which it does, no VM that nobody changed is touched, and the next passes bring the host to where it should be.
+//!
+//! The calls are counted in an undisturbed pass, not listed: one that a new version makes is covered by itself. Which of
+//! the calls of a kind fails is chosen by chance; `STEAD_SYSCALL_FAULTS=n` tries n of them with each error.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::libc::{EBUSY, EINTR, EIO, EMFILE, ENOMEM, ENOSPC};
+use stead::host::sim::Random;
+use syscalls::Sysno;
+
+use crate::bed::{Life, Vmm, is_alive, manifest};
+use crate::network::Net;
+use crate::supervisor::{self, Calls};
+
+const ERRORS: [i32; 6] = [ENOSPC, EIO, EMFILE, EINTR, ENOMEM, EBUSY];
+/// Longer than anything that a pass waits for: one that takes so long hangs.
+const BOUND: Duration = Duration::from_secs(50);
+
+/// A host on which VMs come, change and go in each round, and one stays.
+struct Troubled {
+    net: Net,
+    calm: Life,
+    round: usize,
+}
+
+impl Troubled {
+    fn new() -> Self {
+        let net = Net::new();
+        net.host.apply("calm.yaml", &with_tap("calm"));
+        net.host.apply("web.yaml", &with_tap("web"));
+        net.once(0);
+        let calm = net.host.running("calm");
+        Self { net, calm, round: 0 }
+    }
+
+    /// Declares something else: one VM is replaced, and another comes or goes.
+    fn change(&mut self) {
+        self.round += 1;
+        let memory = format!("memory: {}Mi", 4 + self.round % 2);
+        self.net.host.apply("web.yaml", &with_tap("web").replace("memory: 4Mi", &memory));
+        if self.has_guest() {
+            self.net.host.apply("guest.yaml", &with_tap("guest"));
+        } else {
+            self.net.host.remove("guest.yaml");
+        }
+    }
+
+    fn has_guest(&self) -> bool {
+        self.round % 2 == 1
+    }
+
+    /// One pass in which these calls are told to `answer`: what it printed, and how it ended.
+    fn pass(&self, calls: Calls, answer: impl FnMut(i64) -> Option<i32> + Send + 'static) -> String {
+        let mut command = self.net.command(&["reconcile", "--once", "--timeout", "20s"]);
+        let log = self.net.host.root.path().join("pass.log");
+        let file = std::fs::File::create(&log).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file).stdin(Stdio::null());
+        let mut child = supervisor::spawn(&mut command, Path::new(env!("CARGO_BIN_EXE_stead")), calls, answer);
+        let ended = ends(&mut child);
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        format!("{}\n{said}", ended.unwrap_or_else(|| panic!("it hangs: {said}")))
+    }
+
+    /// The host is as declared after some undisturbed passes, and who was not changed was not touched.
+    fn recovers(&self, when: &str) {
+        let is_calm = self.net.host.life("calm").as_ref() == Some(&self.calm) && is_alive(self.calm.pid);
+        assert!(is_calm, "{when}: a VM that nobody changed was touched: {:?}", self.net.host.handles("calm"));
+        let start = Instant::now();
+        let mut said = String::new();
+        while start.elapsed() < BOUND {
+            let output = self.net.stead(&["reconcile", "--once"]);
+            said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            if output.status.success() {
+                return self.is_as_declared(when);
+            }
+        }
+        panic!("{when}: it does not recover: {said}");
+    }
+
+    fn is_as_declared(&self, when: &str) {
+        let host = &self.net.host;
+        assert_eq!(host.life("calm").as_ref(), Some(&self.calm), "{when}: a VM that nobody changed was touched");
+        let web = host.handles("web").unwrap_or_else(|| panic!("{when}: web has no record"));
+        assert_eq!(web["spec"]["memoryMib"], 4 + self.round % 2, "{when}: {web}");
+        assert!(host.life("web").is_some(), "{when}: {web}");
+        assert_eq!(host.life("guest").is_some(), self.has_guest(), "{when}");
+        let vms = 2 + usize::from(self.has_guest());
+        assert_eq!(host.processes().len(), vms, "{when}: a VMM for each VM");
+        assert_eq!(self.net.taps().lines().count(), vms, "{when}: a tap for each VM");
+        if !self.has_guest() {
+            assert_eq!(host.leftovers("guest"), Vec::<std::path::PathBuf>::new(), "{when}");
+        }
+    }
+}
+
+fn with_tap(name: &str) -> String {
+    format!("{}  networkInterfaces: [{{name: eth0, bridge: br0}}]\n", manifest(name, Vmm::Firecracker))
+}
+
+/// How a process ended; killed and nothing if it did not.
+fn ends(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let start = Instant::now();
+    while start.elapsed() < BOUND {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+/// How often an undisturbed pass makes each call.
+fn count_calls(troubled: &mut Troubled) -> BTreeMap<i64, u64> {
+    let counts = Arc::new(Mutex::new(BTreeMap::new()));
+    for _ in 0..2 {
+        troubled.change();
+        let shared = Arc::clone(&counts);
+        troubled.pass(Calls::All, move |number| {
+            *shared.lock().unwrap().entry(number).or_insert(0) += 1;
+            None
+        });
+        troubled.recovers("undisturbed");
+    }
+    let counts = counts.lock().unwrap();
+    counts.iter().map(|(number, count)| (*number, (count / 2).max(1))).collect()
+}
+
+fn name_of(number: i64) -> String {
+    usize::try_from(number).ok().and_then(Sysno::new).map_or_else(|| number.to_string(), |call| call.to_string())
+}
+
+#[test]
+fn a_system_call_that_fails_touches_no_other_vm_and_is_made_good() {
+    let each: Option<usize> = std::env::var("STEAD_SYSCALL_FAULTS").ok().map(|text| text.parse().unwrap());
+    let mut troubled = Troubled::new();
+    let counts = count_calls(&mut troubled);
+    let mut random = Random::new(11);
+    let (mut faults, mut hit, mut died) = (0, 0, 0);
+    for (kind, (number, count)) in counts.iter().enumerate() {
+        // In a short run one error a call, each time another one.
+        let errors = if each.is_some() { &ERRORS[..] } else { &ERRORS[kind % ERRORS.len()..][..1] };
+        for errno in errors.iter().flat_map(|errno| std::iter::repeat_n(*errno, each.unwrap_or(1))) {
+            let at = 1 + random.below(*count);
+            let reached = Arc::new(Mutex::new(0));
+            let shared = Arc::clone(&reached);
+            troubled.change();
+            let said = troubled.pass(Calls::One(*number), move |_| {
+                let mut calls = shared.lock().unwrap();
+                *calls += 1;
+                (*calls == at).then_some(errno)
+            });
+            let error = std::io::Error::from_raw_os_error(errno);
+            let when = format!("call {at} of {}: {error}\n{said}", name_of(*number));
+            troubled.recovers(&when);
+            faults += 1;
+            hit += usize::from(*reached.lock().unwrap() >= at);
+            let is_dead = said.starts_with("signal") || said.contains("panicked");
+            if is_dead {
+                println!("stead died: {when}");
+            }
+            died += usize::from(is_dead);
+        }
+    }
+    let total: u64 = counts.values().sum();
+    println!(
+        "{} kinds of calls, {total} calls a pass; {faults} faults, {hit} reached; {died} times stead died",
+        counts.len()
+    );
+    assert!(hit * 10 > faults * 7, "too few of the faults were reached");
+}
