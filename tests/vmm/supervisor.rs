@@ -12,10 +12,21 @@ use std::process::{Child, Command};
 
 use nix::libc;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 
 /// Where the child keeps its listener for the supervisor: a number that nothing else reaches.
 const LISTENER: i32 = 700;
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The kernel makes it.
+    GoOn,
+    /// It is not made, and gives this error.
+    Fail(i32),
+    /// It is not made: its process is killed first.
+    Kill,
+}
 
 /// Which calls are handed over.
 #[derive(Debug, Clone, Copy)]
@@ -26,27 +37,38 @@ pub enum Calls {
     One(i64),
 }
 
-/// Starts `command` under supervision. Each such call of `program` is told to `answer` by its number, which gives the error
-/// to fail it with, if it is to. Those of other programs that it becomes or starts go on undisturbed.
+/// Starts `command` under supervision. Each such call of `program` is told to `answer` by its number, which says what becomes
+/// of it. Those of other programs that it becomes or starts go on undisturbed.
 pub fn spawn(
     command: &mut Command,
     program: &Path,
     calls: Calls,
-    mut answer: impl FnMut(i64) -> Option<i32> + Send + 'static,
+    mut answer: impl FnMut(i64) -> Answer + Send + 'static,
 ) -> Child {
     let mut filter = filter(calls);
     // SAFETY: between fork and exec nothing but two system calls is made; the filter was allocated before.
     let command = unsafe { command.pre_exec(move || install(&mut filter)) };
     let child = command.spawn().unwrap();
-    let listener = take_listener(&child).unwrap();
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a child has a pid");
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let listener = pidfd_getfd(&process, LISTENER, PidfdGetfdFlags::empty()).unwrap();
     let program = program.canonicalize().unwrap();
     // It ends by itself, with the last process that has the filter: VMMs outlive the stead that started them.
     std::thread::spawn(move || {
         while let Some(notification) = next(&listener) {
             let tid = notification.pid;
             let is_its = std::fs::read_link(format!("/proc/{tid}/exe")).is_ok_and(|exe| exe == program);
-            let error = if is_its { answer(i64::from(notification.data.nr)) } else { None };
-            respond(&listener, &notification, error);
+            match if is_its { answer(i64::from(notification.data.nr)) } else { Answer::GoOn } {
+                Answer::GoOn => respond(&listener, &notification, None),
+                Answer::Fail(error) => respond(&listener, &notification, Some(error)),
+                Answer::Kill => {
+                    pidfd_send_signal(&process, Signal::KILL).unwrap();
+                    // A fork of it, which is about to become a VMM, lives on.
+                    if !Path::new(&format!("/proc/{}/task/{tid}", pid.as_raw_nonzero())).exists() {
+                        respond(&listener, &notification, None);
+                    }
+                }
+            }
         }
     });
     child
@@ -101,12 +123,6 @@ fn install(filter: &mut [libc::sock_filter]) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-fn take_listener(child: &Child) -> io::Result<OwnedFd> {
-    let pid = Pid::from_raw(child.id().cast_signed()).expect("a child has a pid");
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    Ok(pidfd_getfd(pidfd, LISTENER, PidfdGetfdFlags::empty())?)
 }
 
 /// The next call, or nothing when nobody is left who could make one.
