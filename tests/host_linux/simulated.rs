@@ -82,6 +82,8 @@ fn call(random: &mut Random, root: &Path) -> Call {
 struct Side<'a> {
     host: &'a dyn HostOps,
     loops: BTreeMap<String, String>,
+    /// Each device that was made, by its tag: a tag may have been given twice.
+    made: Vec<(String, String)>,
 }
 
 impl Side<'_> {
@@ -125,16 +127,19 @@ impl Side<'_> {
         let request = LoopRequest { file: file.to_owned(), backing, tag: tag.to_owned(), read_only };
         match self.host.attach_loop(&request) {
             Ok(made) => {
+                self.made.push((tag.to_owned(), made.device.clone()));
                 self.loops.insert(tag.to_owned(), made.device);
                 format!("{} {} {}", made.tag, made.read_only, made.backing_path.display())
             }
             Err(error) => format!("{:?}", error.kind()),
         }
     }
+}
 
+impl Drop for Side<'_> {
     /// Frees what the calls left on the host.
-    fn end(&self) {
-        for (tag, device) in &self.loops {
+    fn drop(&mut self) {
+        for (tag, device) in &self.made {
             let _ = self.host.detach_loop(device, tag);
         }
         for tap in self.host.taps().unwrap_or_default() {
@@ -171,8 +176,8 @@ fn the_simulated_host_answers_as_the_real_one_does() {
             for folder in [&state, &run] {
                 std::fs::create_dir(folder).unwrap();
             }
-            let mut sides =
-                [Side { host: &*real, loops: BTreeMap::new() }, Side { host: &*simulated, loops: BTreeMap::new() }];
+            let hosts: [&dyn HostOps; 2] = [&*real, &*simulated];
+            let mut sides = hosts.map(|host| Side { host, loops: BTreeMap::new(), made: Vec::new() });
             let mut random = Random::new(seed);
             let mut story = Vec::new();
             let mut differs = None;
@@ -185,7 +190,7 @@ fn the_simulated_host_answers_as_the_real_one_does() {
                     break;
                 }
             }
-            sides[0].end();
+            drop(sides);
             assert_eq!(differs, None, "seed {seed}\n{}", story.join("\n"));
         }
         println!("{runs} runs of {CALLS} calls");
