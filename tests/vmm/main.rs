@@ -14,6 +14,7 @@ mod kills;
 mod lifecycle;
 mod network;
 mod saving;
+mod soak;
 mod strangers;
 mod supervisor;
 mod syscall_faults;

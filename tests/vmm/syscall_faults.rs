@@ -3,7 +3,8 @@
 //! where it should be.
 //!
 //! The calls are counted in an undisturbed pass, not listed: one that a new version makes is covered by itself. Which of
-//! the calls of a kind it is, is chosen by chance; `STEAD_SYSCALL_FAULTS=n` tries n of them with each trouble.
+//! the calls of a kind it is, is chosen by chance; `STEAD_SYSCALL_FAULTS=n` tries n of them with each trouble, and
+//! `STEAD_SYSCALL=name` only those of this name.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,7 +66,7 @@ impl Troubled {
     }
 
     /// One pass in which these calls are told to `answer`: what it printed, and how it ended.
-    fn pass(&self, calls: Calls, answer: impl FnMut(i64) -> Answer + Send + 'static) -> String {
+    fn pass(&self, when: &str, calls: Calls, answer: impl FnMut(i64) -> Answer + Send + 'static) -> String {
         let mut command = self.net.command(&["reconcile", "--once", "--timeout", "20s"]);
         let log = self.net.host.root.path().join("pass.log");
         let file = std::fs::File::create(&log).unwrap();
@@ -73,7 +74,7 @@ impl Troubled {
         let mut child = supervisor::spawn(&mut command, Path::new(env!("CARGO_BIN_EXE_stead")), calls, answer);
         let ended = ends(&mut child);
         let said = std::fs::read_to_string(log).unwrap_or_default();
-        format!("{}\n{said}", ended.unwrap_or_else(|| panic!("it hangs: {said}")))
+        format!("{}\n{said}", ended.unwrap_or_else(|| panic!("{when}: it hangs: {said}")))
     }
 
     /// The host is as declared after some undisturbed passes, and who was not changed was not touched.
@@ -132,7 +133,7 @@ fn count_calls(troubled: &mut Troubled) -> BTreeMap<i64, u64> {
     for _ in 0..2 {
         troubled.change();
         let shared = Arc::clone(&counts);
-        troubled.pass(Calls::All, move |number| {
+        troubled.pass("undisturbed", Calls::All, move |number| {
             *shared.lock().unwrap().entry(number).or_insert(0) += 1;
             Answer::GoOn
         });
@@ -150,7 +151,10 @@ fn name_of(number: i64) -> String {
 fn trouble_at_any_system_call_touches_no_other_vm_and_is_made_good() {
     let each: Option<usize> = std::env::var("STEAD_SYSCALL_FAULTS").ok().map(|text| text.parse().unwrap());
     let mut troubled = Troubled::new();
-    let counts = count_calls(&mut troubled);
+    let mut counts = count_calls(&mut troubled);
+    if let Ok(only) = std::env::var("STEAD_SYSCALL") {
+        counts.retain(|number, _| name_of(*number) == only);
+    }
     let mut random = Random::new(11);
     let (mut faults, mut hit, mut died) = (0, 0, 0);
     for (kind, (number, count)) in counts.iter().enumerate() {
@@ -161,12 +165,13 @@ fn trouble_at_any_system_call_touches_no_other_vm_and_is_made_good() {
             let reached = Arc::new(Mutex::new(0));
             let shared = Arc::clone(&reached);
             troubled.change();
-            let said = troubled.pass(Calls::One(*number), move |_| {
+            let when = format!("call {at} of {}: {trouble:?}", name_of(*number));
+            let said = troubled.pass(&when, Calls::One(*number), move |_| {
                 let mut calls = shared.lock().unwrap();
                 *calls += 1;
                 if *calls == at { trouble } else { Answer::GoOn }
             });
-            let when = format!("call {at} of {}: {trouble:?}\n{said}", name_of(*number));
+            let when = format!("{when}\n{said}");
             troubled.recovers(&when);
             faults += 1;
             hit += usize::from(*reached.lock().unwrap() >= at);
