@@ -22,6 +22,11 @@ impl Net {
         net
     }
 
+    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.host.set_env(name, value);
+        self
+    }
+
     fn ip(&self, args: &[&str]) -> String {
         run("ip", &[&["-n", &self.namespace], args].concat())
     }
