@@ -38,10 +38,13 @@ where
 {
     io.run(BOUND, async move {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        let driver = tokio::spawn(connection);
-        let result = conversation(handle).await;
-        driver.abort();
-        result
+        // A connection that breaks ends its replies as if there were no more: an interface is missing then, a list short, a
+        // change acknowledged. So nobody hears of them once it is broken: it has its turn first.
+        tokio::select! {
+            biased;
+            () = connection => Err(io::Error::other("the netlink socket to the kernel broke")),
+            result = conversation(handle) => result,
+        }
     })?
 }
 
