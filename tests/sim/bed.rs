@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stead::config::{QemuAccel, Settings};
+use stead::control::{Reply, Request};
 use stead::host::HostOps;
 use stead::host::sim::{Effect, Faults, Machine, SimHost};
 use stead::names::{Layout, StateId};
 use stead::plan::{AllowPrune, Policy};
-use stead::reconcile::{OnceOptions, Outcome, Stead, once};
+use stead::reconcile::{OnceOptions, Outcome, Stead, once, request};
 
 const STATE: &str = "/var/lib/stead";
 
@@ -162,6 +163,11 @@ impl Bed {
         // It may have been killed by the very last thing it did.
         let outcome = outcome.filter(|_| !host.is_dead());
         Pass { outcome, effects: host.effects(), looks: host.looks() }
+    }
+
+    /// A command that acts, with nobody disturbing it.
+    pub fn ask(&self, asked: &Request) -> Reply {
+        request(&self.stead(&self.machine.life(Faults::default())), asked).unwrap()
     }
 
     /// Passes until there is nothing to do, and nothing to wait for either; what the last one came to.

@@ -10,7 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use stead::control::{Reply, Request};
 use stead::host::sim::{Fault, Faults, Moment, Random};
+use stead::plan::VmPlan;
 
 use crate::bed::{Bed, vm};
 use crate::parallel::for_each;
@@ -283,7 +285,18 @@ impl History {
         for pid in self.bed.machine.vmms() {
             self.bed.machine.hang(pid, false);
         }
-        self.bed.converge("the end");
+        let outcome = self.bed.converge("the end");
+        // One whose record was lost before the ledger knew of its life runs on as it is, until somebody has it restarted.
+        let is_unknown = |plan: &VmPlan| plan.notes.iter().any(|note| note.starts_with("SpecUnknown"));
+        let unknown: Vec<_> =
+            outcome.plan.vms.iter().filter(|(_, plan)| is_unknown(plan)).map(|(name, _)| name).collect();
+        for name in &unknown {
+            let reply = self.bed.ask(&Request::Restart { name: (*name).clone() });
+            assert!(matches!(reply, Reply::Accepted { .. }), "{reply:?}");
+        }
+        if !unknown.is_empty() {
+            self.bed.converge("the end of what nobody knew");
+        }
         let before = self.bed.machine.changes();
         self.bed.pass(&Faults::default());
         assert_eq!(self.bed.machine.changes(), before, "a pass with nothing to do did something");
@@ -403,6 +416,26 @@ fn what_a_loop_is_bound_to_stays_in_the_trash() {
     history.bed.converge("eight days later");
     assert!(history.bed.machine.read(&disk).is_some());
     history.bed.no_rule_is_broken("eight days later");
+}
+
+/// Found by seed 537688: nobody recorded what the VM booted with but handles.json, and that rotted.
+#[test]
+fn a_vm_whose_spec_nobody_knows_runs_on_until_a_restart_is_asked_for() {
+    let steps = [
+        Step::Apply { vm: 2, spec: 3 },
+        Step::Blind { at: 50 },
+        Step::Rot { vm: 2, ledger: false, bytes: 20 },
+        Step::Apply { vm: 2, spec: 1 },
+    ];
+    run(537_688, &steps);
+    let mut history = History::new(537_688);
+    for step in &steps {
+        history.happens(step);
+    }
+    let life = history.bed.machine.lives_of_vms();
+    let outcome = history.bed.converge("an edit later");
+    assert_eq!(history.bed.machine.lives_of_vms(), life, "it is not restarted for a change that may be none");
+    assert!(outcome.plan.vms.values().any(|plan| plan.notes.iter().any(|note| note.starts_with("SpecUnknown"))));
 }
 
 #[test]
