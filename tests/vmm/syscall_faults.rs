@@ -182,8 +182,8 @@ fn trouble_at_any_system_call_touches_no_other_vm_and_is_made_good() {
     let (mut faults, mut hit, mut died) = (0, 0, 0);
     for (kind, (number, count)) in counts.iter().enumerate() {
         // In a short run one trouble a kind, each time another one.
-        let troubles = if each.is_some() { &TROUBLES[..] } else { &TROUBLES[kind % TROUBLES.len()..][..1] };
-        for trouble in troubles.iter().flat_map(|trouble| std::iter::repeat_n(*trouble, each.unwrap_or(1))) {
+        let chosen = if each.is_some() { &TROUBLES[..] } else { &TROUBLES[kind % TROUBLES.len()..][..1] };
+        for trouble in chosen.iter().flat_map(|trouble| std::iter::repeat_n(*trouble, each.unwrap_or(1))) {
             let at = 1 + random.below(*count);
             let reached = Arc::new(Mutex::new(0));
             let shared = Arc::clone(&reached);
