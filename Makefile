@@ -59,9 +59,18 @@ test-nested: need-cargo prepare ## Run the tests in an emulated host: device-map
 # What takes hours. Each part can be run by itself: docs/testing.md.
 .PHONY: proof
 proof: need-cargo prepare ## Run what shows that no fault breaks a rule, at length: hours
-	STEAD_PAIRS=all STEAD_HISTORIES=1000000 $(CARGO) test --locked --test sim
+	STEAD_PAIRS=all STEAD_HISTORIES=1000000 STEAD_RACES=10000 $(CARGO) test --locked --profile proof --test sim -- --nocapture
+	STEAD_KILLS=10000 $(CARGO) test --locked --test vmm kills_at_any_moment -- --nocapture
+	STEAD_SYSCALL_FAULTS=1 $(CARGO) test --locked --test vmm trouble_at_any_system_call -- --nocapture
+	STEAD_RUNS=1000 $(CARGO) test --locked --test host_linux simulated -- --nocapture
 	STEAD_POWER_CUTS=200 STEAD_ROUNDS=20 $(CARGO) test --locked --test nested -- --test-threads 2
 	tests/mutants/run
+
+HOURS ?= 1
+
+.PHONY: soak
+soak: need-cargo prepare ## Run one daemon through all weathers for HOURS (1): it must not grow
+	STEAD_SOAK_HOURS=$(HOURS) $(CARGO) test --locked --test vmm a_daemon_in_all_weathers -- --nocapture
 
 .PHONY: lint
 lint: need-cargo ## Check format, clippy and the shell scripts
