@@ -32,10 +32,14 @@ use crate::observed::{Observed, ObservedVm};
 use crate::plan::{Absences, AllowPrune, Plan};
 use crate::state::{GateState, parse_gates};
 use crate::wakeups::Reason;
+use collect::Freeing;
 use engine::Engine;
 
 /// How soon a full pass that could not be made is tried again.
 const RESYNC_RETRY: Duration = Duration::from_secs(5);
+
+/// How long turns that were begun are waited for when stead ends. Less than those who stop a service give it (systemd: 90 s).
+const END_BOUND: Duration = Duration::from_secs(20);
 
 /// One state on one host, and how to keep it.
 #[derive(Clone)]
@@ -146,13 +150,14 @@ pub enum ReconcileError {
 struct Memory {
     cache: HandleCache,
     images: ImageLocks,
+    freeing: Freeing,
     wake: Wake,
 }
 
 impl Memory {
     /// That of a stead that has just begun.
     fn new(wake: Wake) -> Self {
-        Self { cache: HandleCache::default(), images: ImageLocks::default(), wake }
+        Self { cache: HandleCache::default(), images: ImageLocks::default(), freeing: Freeing::default(), wake }
     }
 }
 
@@ -244,11 +249,19 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             Some(()) = hangup.recv() => next_resync = full_pass(&mut engine, &mut watch, resync),
         }
     }
-    // A turn that was begun is finished: each is bounded, and its records are whole then.
+    // A turn that was begun is finished: each is bounded, and its records are whole then. One whose call hangs is left, as a
+    // crash would leave it.
+    let leave_at = tokio::time::Instant::now() + END_BOUND;
     while engine.wakeups.working() > 0 {
         engine.stop_waiting();
-        let event = engine.event().await;
-        engine.take_in(event)?;
+        tokio::select! {
+            biased;
+            event = engine.event() => engine.take_in(event)?,
+            () = tokio::time::sleep_until(leave_at) => {
+                engine.leave();
+                break;
+            }
+        }
     }
     server.abort();
     if let Err(error) = host.remove_file(&socket, false) {
@@ -290,6 +303,7 @@ pub async fn once(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Outcome, ReconcileError> {
     let give_up = tokio::time::Instant::now() + options.timeout;
+    let leave_at = give_up + END_BOUND;
     let (mut engine, mut steps) = Engine::new(stead.clone(), options.allow_prune, options.only.clone());
     engine.settle().await;
     engine.wake_all(Reason::Startup)?;
@@ -318,6 +332,8 @@ pub async fn once(
             () = tokio::time::sleep_until(give_up), if !timed_out => {
                 timed_out = true;
             }
+            // Whoever has not ended by now is in a call that hangs: the outcome says so.
+            () = tokio::time::sleep_until(leave_at), if timed_out => break,
         }
     }
     while let Ok(step) = steps.try_recv() {

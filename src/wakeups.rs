@@ -6,10 +6,15 @@
 //! deadlines the earlier wins.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::names::VmName;
+
+/// After so long a VM's worker counts as stuck: every call that it makes is bounded, but a kernel that hangs knows no bounds.
+/// Longer than the longest wait for an image that another VM's worker is busy with.
+pub const OVERDUE: Duration = Duration::from_secs(45);
 
 /// Why a VM is looked at. For people and counters; nothing is decided from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,14 +39,17 @@ pub struct Wakeups {
     slots: BTreeMap<VmName, Slot>,
     ready: VecDeque<VmName>,
     deadlines: BTreeSet<(Instant, VmName)>,
-    working: usize,
+    /// Who is worked on, and since when, without those that are overdue.
+    working: BTreeSet<(Instant, VmName)>,
+    overdue: BTreeSet<VmName>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     reasons: BTreeSet<Reason>,
     deadline: Option<Instant>,
-    working: bool,
+    /// Since when it is worked on.
+    working: Option<Instant>,
 }
 
 impl Wakeups {
@@ -49,7 +57,7 @@ impl Wakeups {
     pub fn wake(&mut self, name: &VmName, reason: Reason) {
         let slot = self.slots.entry(name.clone()).or_default();
         // While it is worked on, the reason alone is kept: `finish` queues it again, once.
-        if slot.reasons.is_empty() && !slot.working {
+        if slot.reasons.is_empty() && slot.working.is_none() {
             self.ready.push_back(name.clone());
         }
         slot.reasons.insert(reason);
@@ -86,21 +94,23 @@ impl Wakeups {
         self.promote(now);
         let name = self.ready.pop_front()?;
         let slot = self.slots.entry(name.clone()).or_default();
-        slot.working = true;
+        slot.working = Some(now);
         // The look that follows is the one the deadline would have led to, and sets a new one if it needs one.
         if let Some(deadline) = slot.deadline.take() {
             self.deadlines.remove(&(deadline, name.clone()));
         }
-        self.working += 1;
         let reasons = std::mem::take(&mut slot.reasons);
+        self.working.insert((now, name.clone()));
         Some((name, reasons))
     }
 
     /// Gives the VM back. If it was woken meanwhile it is queued once more.
     pub fn finish(&mut self, name: &VmName) {
-        let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.working) else { return };
-        slot.working = false;
-        self.working -= 1;
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let Some(since) = slot.working.take() else { return };
+        if !self.overdue.remove(name) {
+            self.working.remove(&(since, name.clone()));
+        }
         if !slot.reasons.is_empty() {
             self.ready.push_back(name.clone());
         } else if slot.deadline.is_none() {
@@ -115,7 +125,7 @@ impl Wakeups {
         self.slots.retain(|_, slot| {
             slot.reasons.clear();
             slot.deadline = None;
-            slot.working
+            slot.working.is_some()
         });
     }
 
@@ -126,12 +136,43 @@ impl Wakeups {
 
     /// Whether nobody works and nobody waits for a worker. Deadlines may be set.
     pub fn is_idle(&self) -> bool {
-        self.working == 0 && self.ready.is_empty()
+        self.working() == 0 && self.ready.is_empty()
     }
 
     /// How many VMs are being worked on.
     pub fn working(&self) -> usize {
-        self.working
+        self.working.len() + self.overdue.len()
+    }
+
+    /// How many workers are taken. One that is overdue keeps its own VM from being worked on, and no other.
+    pub fn taken(&self) -> usize {
+        self.working.len()
+    }
+
+    /// Finds out whose work has become overdue by now.
+    pub fn find_overdue(&mut self, now: Instant) -> Vec<VmName> {
+        let mut found = Vec::new();
+        while let Some((since, name)) = self.working.first().cloned().filter(|(since, _)| *since + OVERDUE <= now) {
+            self.working.remove(&(since, name.clone()));
+            self.overdue.insert(name.clone());
+            found.push(name);
+        }
+        found
+    }
+
+    /// When the next worker will be overdue.
+    pub fn next_overdue(&self) -> Option<Instant> {
+        self.working.first().map(|(since, _)| *since + OVERDUE)
+    }
+
+    /// Whose work is overdue.
+    pub fn overdue(&self) -> impl Iterator<Item = &VmName> {
+        self.overdue.iter()
+    }
+
+    /// Who is being worked on, and since when.
+    pub fn at_work(&self) -> impl Iterator<Item = (&VmName, Instant)> {
+        self.slots.iter().filter_map(|(name, slot)| Some((name, slot.working?)))
     }
 
     /// How many VMs wait for a worker.
@@ -201,6 +242,23 @@ mod tests {
         wakeups.take(Instant::now()).unwrap();
         wakeups.wake(&vm("b"), Reason::Startup);
         assert_eq!(wakeups.take(Instant::now()).unwrap().0, vm("b"));
+    }
+
+    #[test]
+    fn work_that_is_overdue_takes_no_worker_from_others_and_its_vm_still_has_only_one() {
+        let mut wakeups = Wakeups::default();
+        let now = Instant::now();
+        wakeups.wake(&vm("stuck"), Reason::Startup);
+        wakeups.take(now).unwrap();
+        assert_eq!(wakeups.next_overdue(), Some(now + OVERDUE));
+        assert_eq!(wakeups.find_overdue(now + OVERDUE / 2), Vec::new());
+        assert_eq!(wakeups.find_overdue(now + OVERDUE), [vm("stuck")]);
+        assert_eq!((wakeups.taken(), wakeups.working(), wakeups.next_overdue()), (0, 1, None));
+        wakeups.wake(&vm("stuck"), Reason::Manifest);
+        assert_eq!(wakeups.take(now + OVERDUE), None);
+        wakeups.finish(&vm("stuck"));
+        assert_eq!((wakeups.taken(), wakeups.working(), wakeups.overdue().count()), (0, 0, 0));
+        assert!(wakeups.take(now + OVERDUE).is_some(), "the wakeup is not lost");
     }
 
     #[test]

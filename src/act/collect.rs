@@ -15,10 +15,13 @@ const TAPS_BOUND: Duration = Duration::from_secs(30);
 
 impl Actor<'_> {
     /// Frees these orphans; what became of each, in this order.
-    pub fn collect(&self, orphans: &[TaggedObject]) -> Vec<io::Result<()>> {
+    pub fn collect(&self, orphans: &[TaggedObject], goes_on: &dyn Fn() -> bool) -> Vec<io::Result<()>> {
         let taps: Vec<&TaggedObject> = orphans.iter().filter(|object| object.kind == ObjectKind::Tap).collect();
         let mut of_taps = self.collect_taps(&taps).into_iter();
         let collect = |object: &TaggedObject| match object.kind {
+            ObjectKind::Dm | ObjectKind::Loop | ObjectKind::Cgroup | ObjectKind::Socket if !goes_on() => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "freeing another one took too long"))
+            }
             ObjectKind::Dm => self.host.remove_dm(&object.name, &object.tag).map(drop),
             ObjectKind::Loop => self.collect_loop(object),
             ObjectKind::Tap => of_taps.next().unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())),

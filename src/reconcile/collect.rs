@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::worker::lock;
 use super::{Memory, Stead};
 use crate::control::Reply;
+use crate::names::{Owner, ShortUid};
 use crate::observed::orphans::TaggedObject;
 use crate::observed::process::ProcessScan;
 use crate::plan::orphans::{Orphan, OrphanVerdict, first_seen, judge};
@@ -21,6 +25,41 @@ const MOST_LINES: usize = 200;
 const CLAIMED: &str = ".expired";
 /// How long the disks of a deleted VM are kept.
 const TRASH_SECONDS: u64 = 7 * 24 * 60 * 60;
+
+/// What is being freed right now, for when that takes so long that others cannot wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Freeing {
+    owners: Mutex<BTreeSet<ShortUid>>,
+    is_abandoned: AtomicBool,
+}
+
+impl Freeing {
+    /// Whether something that carries this VM's tag is being freed.
+    pub(super) fn concerns(&self, uid: &ShortUid) -> bool {
+        lock(&self.owners).contains(uid)
+    }
+
+    /// Nobody waits any more: what is being freed in this moment is the last.
+    pub(super) fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::SeqCst);
+    }
+
+    fn begin(&self, objects: &[TaggedObject]) {
+        let owner = |object: &TaggedObject| match &object.owner {
+            Some(Owner::Vm(uid)) => Some(uid.clone()),
+            Some(Owner::Shared) | None => None,
+        };
+        *lock(&self.owners) = objects.iter().filter_map(owner).collect();
+    }
+
+    fn end(&self) {
+        lock(&self.owners).clear();
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.is_abandoned.load(Ordering::SeqCst)
+    }
+}
 
 /// What became of an orphan.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,19 +95,23 @@ pub(super) fn collect(stead: &Stead, memory: &Memory) -> io::Result<Vec<Collecte
     let actor = stead.actor(memory, &facts);
     let mut collected: Vec<Collected> = Vec::new();
     let mut tried: BTreeSet<String> = BTreeSet::new();
+    let freeing = &memory.freeing;
+    freeing.is_abandoned.store(false, Ordering::SeqCst);
     for _ in 0..MOST_ROUNDS {
         // Judged anew each time, and right before it is freed.
         let orphans = survey(stead, memory)?;
         let is_due = |orphan: &&Orphan| orphan.verdict == OrphanVerdict::Free && !tried.contains(&orphan.object.key());
         let due: Vec<Orphan> = orphans.iter().filter(is_due).cloned().collect();
-        if due.is_empty() {
+        if due.is_empty() || !freeing.goes_on() {
             let left = orphans.into_iter().filter(|orphan| !tried.contains(&orphan.object.key()));
             collected.extend(left.map(|orphan| Collected { orphan, freed: None }));
             break;
         }
         tried.extend(due.iter().map(|orphan| orphan.object.key()));
         let objects: Vec<TaggedObject> = due.iter().map(|orphan| orphan.object.clone()).collect();
-        let results = actor.collect(&objects);
+        freeing.begin(&objects);
+        let results = actor.collect(&objects, &|| freeing.goes_on());
+        freeing.end();
         collected.extend(due.into_iter().zip(results).map(|(orphan, result)| {
             let freed = Some(result.map_err(|error| error.to_string()));
             Collected { orphan, freed }

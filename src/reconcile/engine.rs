@@ -20,10 +20,13 @@ use crate::observed::ObservedVm;
 use crate::plan::claims::Claims;
 use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan, gates};
 use crate::state::{GateState, encode};
-use crate::wakeups::{Reason, Wakeups};
+use crate::wakeups::{OVERDUE, Reason, Wakeups};
 
 /// How soon a failed action is tried again, at first and at most; it doubles in between.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How soon a VM is looked at again of which something is being freed by a call that hangs.
+const STUCK_POLL: Duration = Duration::from_secs(5);
 
 pub(super) struct Engine {
     shared: Arc<Shared>,
@@ -205,6 +208,7 @@ impl Engine {
         // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
         self.wakeups.promote(Instant::now());
         self.upkeep.promote(&self.shared);
+        self.see_who_is_stuck();
         if !self.upkeep.lets_turns_begin(self.wakeups.working(), &self.shared) {
             return;
         }
@@ -215,8 +219,13 @@ impl Engine {
             }
             self.adopt_now();
         }
-        while self.wakeups.working() < self.stead().settings.parallel {
+        while self.wakeups.taken() < self.stead().settings.parallel {
             let Some((name, reasons)) = self.wakeups.take(Instant::now()) else { return };
+            if self.is_being_freed(&name) {
+                self.wakeups.finish(&name);
+                self.wakeups.wake_at(&name, Instant::now() + STUCK_POLL);
+                continue;
+            }
             let verdict = self.verdict_for(&name);
             let turn = Turn {
                 verdict,
@@ -230,6 +239,26 @@ impl Engine {
             let shared = Arc::clone(&self.shared);
             self.turns.spawn_blocking(move || (name, Box::new(shared.work(turn))));
         }
+    }
+
+    /// A worker that is overdue is left to itself: who waits for it is told, and others have their turns.
+    fn see_who_is_stuck(&mut self) {
+        for name in self.wakeups.find_overdue(Instant::now()) {
+            tracing::warn!(vm = %name, "a call to the host has hung for {OVERDUE:?}; the other VMs go on without it");
+        }
+        let Some(stuck) = self.wakeups.overdue().next() else { return };
+        // Both wait for a moment in which nobody works, and such a moment may never come.
+        let why = format!("VM {stuck} is stuck in a call to the host that hangs; ask again when that is over");
+        for (_, reply) in self.adoptions.drain(..) {
+            let _ = reply.send(requests::refused(why.clone()));
+        }
+        self.upkeep.refuse(&why);
+    }
+
+    /// Whether something of this VM's is being freed as an orphan by a call that hangs.
+    fn is_being_freed(&self, name: &VmName) -> bool {
+        let uid = self.stead().layout.uid(name).short();
+        self.shared.memory.freeing.concerns(&uid)
     }
 
     /// What the gates say of a VM that no manifest declares; they are asked only about such.
@@ -301,7 +330,8 @@ impl Engine {
 
     /// The next thing that happens to a VM. May be dropped and called again without losing anything.
     pub(super) async fn event(&mut self) -> Event {
-        let deadline = [self.wakeups.next_deadline(), self.upkeep.next_deadline()].into_iter().flatten().min();
+        let deadlines = [self.wakeups.next_deadline(), self.wakeups.next_overdue(), self.upkeep.next_deadline()];
+        let deadline = deadlines.into_iter().flatten().min();
         let deadline = async move {
             match deadline {
                 Some(when) => tokio::time::sleep_until(when).await,
@@ -330,8 +360,9 @@ impl Engine {
                 let ended = ended.map_err(ReconcileError::Worker)?;
                 self.changes += self.upkeep.take_in(ended, &self.shared);
             }
-            // `dispatch` finds whose it is.
-            Event::Deadline => {}
+            // `dispatch` finds whose it is, as long as turns begin. That somebody is stuck is seen also when none does any
+            // more: a deadline that stayed past would wake the loop again and again.
+            Event::Deadline => self.see_who_is_stuck(),
         }
         Ok(())
     }
@@ -434,11 +465,22 @@ impl Engine {
         self.wakeups.clear();
     }
 
+    /// Says who is left to themselves: they did not end in the time that they were given.
+    pub(super) fn leave(&self) {
+        for (name, since) in self.wakeups.at_work() {
+            let time = since.elapsed();
+            tracing::warn!(vm = %name, "left as it is: a call to the host has hung for {time:.0?}; the next stead goes on");
+        }
+    }
+
     /// What the pass came to.
     pub(super) fn outcome(self, timed_out: bool) -> Outcome {
         let digest = self.verdicts().digest;
         let failures = self.seen.iter().filter_map(|(name, seen)| Some((name.clone(), seen.failure.clone()?)));
-        let failures = failures.collect();
+        let stuck = self.wakeups.at_work().map(|(name, since)| {
+            (name.clone(), format!("a call to the host has hung for {:.0?}; the next pass goes on", since.elapsed()))
+        });
+        let failures = failures.chain(stuck).collect();
         let vms = self.seen.into_iter().map(|(name, seen)| (name, seen.plan)).collect();
         let problems = self.desired.problems.clone();
         Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, timed_out }

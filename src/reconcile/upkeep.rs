@@ -12,15 +12,19 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::collect::{self, Collected};
+use super::requests;
 use super::worker::Shared;
 use crate::control::Reply;
 use crate::plan::orphans::{Orphan, OrphanVerdict};
+use crate::wakeups::OVERDUE;
 
 /// What is under way for the host as a whole.
 #[derive(Default)]
 pub(super) struct Upkeep {
     jobs: JoinSet<Ended>,
     under_way: UnderWay,
+    /// When what is being freed will have taken too long for others to wait for.
+    overdue: Option<Instant>,
     survey_again: bool,
     /// Whether there is something to free.
     is_due: bool,
@@ -70,11 +74,12 @@ impl Upkeep {
     /// Whether turns may begin now; begins to free what is due if nobody works.
     pub(super) fn lets_turns_begin(&mut self, working: usize, shared: &Arc<Shared>) -> bool {
         if self.under_way == UnderWay::Freeing {
-            return false;
+            return self.overdue.is_none();
         }
         if self.is_due && working == 0 && self.under_way == UnderWay::Nothing {
             self.is_due = false;
             self.under_way = UnderWay::Freeing;
+            self.overdue = Some(Instant::now() + OVERDUE);
             let shared = Arc::clone(shared);
             self.jobs.spawn_blocking(move || Ended::Freed(collect::collect(&shared.stead, &shared.memory)));
             return false;
@@ -84,7 +89,12 @@ impl Upkeep {
 
     /// When something is to be done next, whatever happens.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.next
+        [self.next, self.overdue].into_iter().flatten().min()
+    }
+
+    /// Tells whoever asked that it cannot be done now.
+    pub(super) fn refuse(&mut self, why: &str) {
+        self.answer(&requests::refused(why));
     }
 
     /// Begins what has come due.
@@ -93,6 +103,13 @@ impl Upkeep {
             // Also while one is under way: a deadline that stayed past would wake the loop again and again.
             self.next = None;
             self.survey(shared);
+        }
+        if self.overdue.is_some_and(|overdue| overdue <= Instant::now()) {
+            // What it is freeing in this moment is the last, and the VMs that this is of are left alone until it is done.
+            self.overdue = None;
+            shared.memory.freeing.abandon();
+            tracing::warn!("a call that frees an orphan has hung for {OVERDUE:?}; the VMs go on without it");
+            self.refuse("a call that frees an orphan hangs; ask again when that is over");
         }
     }
 
@@ -105,6 +122,8 @@ impl Upkeep {
     pub(super) fn stop(&mut self) {
         self.is_due = false;
         self.survey_again = false;
+        self.next = None;
+        self.overdue = None;
     }
 
     /// The next job that ends. May be dropped and called again without losing anything.
@@ -115,6 +134,7 @@ impl Upkeep {
     /// Takes in what a job came to; gives how many objects were freed.
     pub(super) fn take_in(&mut self, ended: Ended, shared: &Arc<Shared>) -> usize {
         self.under_way = UnderWay::Nothing;
+        self.overdue = None;
         let freed = match ended {
             Ended::Surveyed(orphans) => {
                 self.take_in_survey(orphans, shared);

@@ -7,12 +7,15 @@
 
 mod bed;
 mod cgroup;
+#[path = "../differential/mod.rs"]
+mod differential;
 mod files;
 mod images;
 mod lock;
 mod loops;
 mod process;
 mod simulated;
+mod simulated_processes;
 mod tap;
 mod tap_removal;
 mod vmm;

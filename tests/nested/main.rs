@@ -10,6 +10,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
 
+#[path = "../differential/mod.rs"]
+mod differential;
 mod inside;
 mod machine;
 #[path = "../vmm/mortal.rs"]

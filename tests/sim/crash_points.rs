@@ -13,8 +13,8 @@ use crate::bed::{Bed, Pass, vm};
 use crate::parallel::for_each;
 
 /// What happens on a host.
-struct Scenario {
-    name: &'static str,
+pub struct Scenario {
+    pub name: &'static str,
     /// Which VMs there are before.
     declare: fn(&Bed),
     /// What is done to them then, with nobody disturbed.
@@ -23,7 +23,7 @@ struct Scenario {
     change: fn(&Bed),
 }
 
-const DISKS: &str = "  disks: [{name: root, image: BASE, mode: snapshot, size: 16Mi}]\n  networkInterfaces: [{name: eth0, \
+pub const DISKS: &str = "  disks: [{name: root, image: BASE, mode: snapshot, size: 16Mi}]\n  networkInterfaces: [{name: eth0, \
                      bridge: br0}]\n";
 
 /// VMs of all kinds: with a snapshot and a tap, with a copy, with a disk of the user's own, with nothing, and QEMU.
@@ -82,7 +82,7 @@ fn forget_disks(bed: &Bed) {
 }
 
 /// The scenarios, with VMs declared by `declare`.
-fn scenarios(declare: fn(&Bed)) -> Vec<Scenario> {
+pub fn scenarios(declare: fn(&Bed)) -> Vec<Scenario> {
     let scenario = |name, change| Scenario { name, declare, before: NOTHING, change };
     vec![
         Scenario { declare: NOTHING, ..scenario("start", declare) },
@@ -118,7 +118,7 @@ fn faults_at(effect: &Effect) -> Vec<Fault> {
 }
 
 /// Brings a new host to where the scenario begins.
-fn begin(scenario: &Scenario, seed: u64) -> Bed {
+pub fn begin(scenario: &Scenario, seed: u64) -> Bed {
     let bed = Bed::new(seed);
     (scenario.declare)(&bed);
     (scenario.before)(&bed);
@@ -128,7 +128,7 @@ fn begin(scenario: &Scenario, seed: u64) -> Bed {
 }
 
 /// The first pass of the undisturbed scenario, and its end.
-fn undisturbed(scenario: &Scenario) -> (Pass, BTreeSet<String>) {
+pub fn undisturbed(scenario: &Scenario) -> (Pass, BTreeSet<String>) {
     let bed = begin(scenario, 0);
     let pass = bed.pass(&Faults::default());
     let outcome = bed.converge(scenario.name);
@@ -232,6 +232,24 @@ fn one_look_fails_everywhere(name: &str) {
     println!("{name}: {} looks", pass.looks);
 }
 
+/// Longer than any wait of stead's: the grace of a guest, the start of a VMM, the API's bound.
+const SLOW: Duration = Duration::from_secs(90);
+
+/// One call after the other, effect or look, takes very long, in a scenario with two VMs: that changes nothing about the end.
+fn one_slow_call_everywhere(name: &str) {
+    let scenario = scenario(name, TWO);
+    let (pass, end) = undisturbed(&scenario);
+    for (index, effect) in pass.effects.iter().enumerate() {
+        let slow = Faults::at(index + 1, Fault::Slow(SLOW));
+        disturbed(&scenario, &[slow], &end, &format!("{name}: effect {} {} was slow", effect.call, effect.on));
+    }
+    for at in 1..=pass.looks {
+        let slow = Faults { slow_looks: BTreeMap::from([(at, SLOW)]), ..Faults::default() };
+        disturbed(&scenario, &[slow], &end, &format!("{name}: look {at} was slow"));
+    }
+    println!("{name}: {} slow calls", pass.effects.len() + pass.looks);
+}
+
 macro_rules! tests {
     ($($name:ident)*) => {
         /// The scenarios that have a test each.
@@ -251,6 +269,15 @@ macro_rules! tests {
                 #[test]
                 fn $name() {
                     super::two_faults(stringify!($name));
+                }
+            )*
+        }
+
+        mod one_slow_call {
+            $(
+                #[test]
+                fn $name() {
+                    super::one_slow_call_everywhere(stringify!($name));
                 }
             )*
         }

@@ -48,6 +48,10 @@ enum Step {
     Open { which: usize },
     /// The records of a VM rot, and a pass comes by.
     Rot { vm: usize, ledger: bool, bytes: usize },
+    /// The disk that STATE is on is full from now on: no VM stops for that.
+    Full,
+    /// There is room on it again.
+    Room,
     /// The host is rebooted, in good order or not.
     Reboot { clean: bool },
     /// The wall clock jumps.
@@ -88,7 +92,7 @@ fn steps(seed: u64) -> Vec<Step> {
 fn step(random: &mut Random) -> Step {
     let mut below = |bound: u64| usize::try_from(random.below(bound)).unwrap();
     let vm = below(VMS.len() as u64);
-    match below(32) {
+    match below(35) {
         0..6 => Step::Apply { vm, spec: below(8) },
         6 | 7 => Step::Delete { vm },
         8 => Step::Rename { vm },
@@ -98,8 +102,10 @@ fn step(random: &mut Random) -> Step {
         14..20 => {
             let moments = [Moment::Before, Moment::Half, Moment::After];
             let moment = moments[below(3)];
-            let faults = [Fault::Die(moment), Fault::Cut(moment), Fault::Fail(5), Fault::Fail(28), Fault::FailDone(5)];
-            Step::Disturbed { at: 1 + below(40), fault: faults[below(5)] }
+            let slow = Fault::Slow(Duration::from_secs(90));
+            let faults =
+                [Fault::Die(moment), Fault::Cut(moment), Fault::Fail(5), Fault::Fail(28), Fault::FailDone(5), slow];
+            Step::Disturbed { at: 1 + below(40), fault: faults[below(6)] }
         }
         20 => Step::Blind { at: 1 + below(300) },
         21..24 => Step::Kill { which: below(4), strangers: below(70) },
@@ -107,7 +113,9 @@ fn step(random: &mut Random) -> Step {
         25 => Step::Open { which: below(8) },
         26 => Step::Rot { vm, ledger: below(2) == 0, bytes: below(3) * 20 },
         27 => Step::Reboot { clean: below(2) == 0 },
-        28 => Step::Clock { ahead: i64::try_from(below(1_000_000)).unwrap() - 500_000 },
+        28 => Step::Full,
+        29 | 30 => Step::Room,
+        31 => Step::Clock { ahead: i64::try_from(below(1_000_000)).unwrap() - 500_000 },
         _ => Step::Wait { seconds: [1, 5, 60, 700, 700_000][below(5)] },
     }
 }
@@ -129,6 +137,7 @@ struct Tally {
     steads_killed: usize,
     vmms_killed: usize,
     reboots: usize,
+    full_disks: usize,
 }
 
 impl std::iter::Sum for Tally {
@@ -138,6 +147,7 @@ impl std::iter::Sum for Tally {
             steads_killed: sum.steads_killed + one.steads_killed,
             vmms_killed: sum.vmms_killed + one.vmms_killed,
             reboots: sum.reboots + one.reboots,
+            full_disks: sum.full_disks + one.full_disks,
         })
     }
 }
@@ -234,6 +244,12 @@ impl History {
                     self.all_stay(&settled, "a record that rots");
                 }
             }
+            Step::Full => {
+                bed.machine.fill_disk(true);
+                self.tally.full_disks += 1;
+                self.nobody_stops("a full disk");
+            }
+            Step::Room => bed.machine.fill_disk(false),
             Step::Reboot { clean } => {
                 bed.machine.reboot(*clean);
                 self.tally.reboots += 1;
@@ -282,6 +298,7 @@ impl History {
         for device in &self.open {
             self.bed.machine.open_device(device, false);
         }
+        self.bed.machine.fill_disk(false);
         for pid in self.bed.machine.vmms() {
             self.bed.machine.hang(pid, false);
         }

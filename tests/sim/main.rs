@@ -4,6 +4,7 @@
 
 mod bed;
 mod crash_points;
+mod hangs;
 mod histories;
 mod parallel;
 mod races;

@@ -37,11 +37,17 @@ impl Content {
         Self { bytes: bytes.into(), length: bytes.len() as u64, modified }
     }
 
-    fn torn(&self, random: &mut Random) -> Self {
-        let kept = random.below(self.bytes.len() as u64 + 1);
-        let bytes = &self.bytes[..usize::try_from(kept).unwrap_or(0)];
-        // The length may have come through before the content.
-        let length = if random.is(1, 2) { self.length } else { kept };
+    /// What of this came through where `old` was before: its beginning, or its end without its beginning, since the pages of
+    /// a file are written in any order.
+    fn torn(&self, old: &Self, random: &mut Random) -> Self {
+        let cut = usize::try_from(random.below(self.bytes.len() as u64 + 1)).unwrap_or(0);
+        let mut bytes = old.bytes.to_vec();
+        bytes.resize(bytes.len().max(self.bytes.len()), 0);
+        let part = if random.is(2, 3) { 0..cut } else { cut..self.bytes.len() };
+        bytes[part.clone()].copy_from_slice(&self.bytes[part.clone()]);
+        // The length may have come through before the content, or not.
+        let length = if random.is(1, 2) { self.length } else { old.length.max(part.end as u64) };
+        bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
         Self { bytes: bytes.into(), length, modified: self.modified }
     }
 }
@@ -106,8 +112,7 @@ impl Files {
 
     /// Everything below a folder.
     pub(super) fn below<'a>(&'a self, folder: &'a Path) -> impl Iterator<Item = (&'a PathBuf, Node)> {
-        let after = self.names.range::<Path, _>((std::ops::Bound::Excluded(folder), std::ops::Bound::Unbounded));
-        after.take_while(move |(path, _)| path.starts_with(folder)).map(|(path, node)| (path, *node))
+        below(&self.names, folder)
     }
 
     /// Every path that leads to a file.
@@ -167,6 +172,27 @@ impl Files {
         self.pending.push(Pending::Names(changes));
     }
 
+    /// Renames a file, or a folder with all in it. What was not synced in a folder stays so under its new name: that the
+    /// folder's own name is synced says nothing of the names in it.
+    pub(super) fn move_to(&mut self, from: &Path, to: &Path, node: Node) {
+        let moved = |path: &Path| path.strip_prefix(from).map_or_else(|_| to.to_owned(), |rest| to.join(rest));
+        let inside: Vec<(PathBuf, Node)> = self.below(from).map(|(path, node)| (path.clone(), node)).collect();
+        let durable = below(&self.durable_names, from).map(|(path, node)| (path.clone(), node));
+        let durable: BTreeMap<PathBuf, Node> = durable.collect();
+        let own = [(from.to_owned(), None), (to.to_owned(), Some(node))];
+        let all_of = |list: &mut dyn Iterator<Item = (&PathBuf, &Node)>| {
+            let each = list.flat_map(|(path, node)| [(path.clone(), None), (moved(path), Some(*node))]);
+            own.iter().cloned().chain(each).collect::<Vec<_>>()
+        };
+        apply(&mut self.names, &all_of(&mut inside.iter().map(|(path, node)| (path, node))));
+        self.pending.push(Pending::Names(all_of(&mut durable.iter())));
+        let gone = durable.keys().filter(|path| !inside.iter().any(|(inside, _)| inside == *path));
+        let unsynced = gone.map(|path| (moved(path), None));
+        let new = inside.iter().filter(|(path, node)| durable.get(path) != Some(node));
+        let unsynced = unsynced.chain(new.map(|(path, node)| (moved(path), Some(*node))));
+        self.pending.extend(unsynced.map(|change| Pending::Names(vec![change])));
+    }
+
     /// fsync of a file.
     pub(super) fn sync_file(&mut self, id: FileId) {
         for pending in std::mem::take(&mut self.pending) {
@@ -177,15 +203,25 @@ impl Files {
         }
     }
 
-    /// fsync of a folder: its names.
+    /// fsync of a folder: its names, and what had happened to these names before wherever they were then. A journal keeps the
+    /// order of what it writes of one name: one that was moved away durably does not come back.
     pub(super) fn sync_folder(&mut self, folder: &Path) {
-        for pending in std::mem::take(&mut self.pending) {
+        let mut names: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut synced = Vec::new();
+        for pending in std::mem::take(&mut self.pending).into_iter().rev() {
             match pending {
-                Pending::Names(changes) if changes.iter().any(|(path, _)| path.parent() == Some(folder)) => {
-                    apply(&mut self.durable_names, &changes);
+                Pending::Names(changes)
+                    if changes.iter().any(|(path, _)| path.parent() == Some(folder) || names.contains(path)) =>
+                {
+                    names.extend(changes.iter().map(|(path, _)| path.clone()));
+                    synced.push(changes);
                 }
                 other => self.pending.push(other),
             }
+        }
+        self.pending.reverse();
+        for changes in synced.iter().rev() {
+            apply(&mut self.durable_names, changes);
         }
     }
 
@@ -196,7 +232,8 @@ impl Files {
             match pending {
                 Pending::Names(changes) if random.is(1, 2) => apply(&mut self.durable_names, &changes),
                 Pending::Content(id, content) if random.is(1, 2) => {
-                    let content = if random.is(1, 2) { content.torn(random) } else { content };
+                    let old = self.durable_contents.get(&id).cloned().unwrap_or_default();
+                    let content = if random.is(1, 2) { content.torn(&old, random) } else { content };
                     self.durable_contents.insert(id, content);
                 }
                 Pending::Names(_) | Pending::Content(..) => {}
@@ -234,11 +271,143 @@ impl Files {
     }
 }
 
+fn below<'a>(names: &'a BTreeMap<PathBuf, Node>, folder: &'a Path) -> impl Iterator<Item = (&'a PathBuf, Node)> {
+    let after = names.range::<Path, _>((std::ops::Bound::Excluded(folder), std::ops::Bound::Unbounded));
+    after.take_while(move |(path, _)| path.starts_with(folder)).map(|(path, node)| (path, *node))
+}
+
 fn apply(names: &mut BTreeMap<PathBuf, Node>, changes: &[(PathBuf, Option<Node>)]) {
     for (path, node) in changes {
         match node {
             Some(node) => drop(names.insert(path.clone(), *node)),
             None => drop(names.remove(path)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRIES: u64 = 400;
+
+    fn path(text: &str) -> PathBuf {
+        PathBuf::from(text)
+    }
+
+    /// `/a` and `/b`, synced.
+    fn two_folders() -> Files {
+        let mut files = Files::default();
+        for folder in ["/a", "/b"] {
+            files.make_folder(&path(folder)).unwrap();
+        }
+        files.sync_folder(Path::new("/"));
+        files
+    }
+
+    fn new_file(files: &mut Files, name: &str, bytes: &[u8]) -> FileId {
+        let id = files.create(&path(name), 0).unwrap();
+        files.write(id, Content::of(bytes, 0));
+        id
+    }
+
+    /// Every outcome of a power cut that chance finds: each path that is there, with what is in it.
+    fn outcomes(files: &Files) -> BTreeSet<Vec<(String, Vec<u8>)>> {
+        let after = |seed| {
+            let mut files = files.clone();
+            files.cut_power(Path::new("/run"), &mut Random::new(seed));
+            let paths = files.names.keys().filter(|path| files.file(path).is_some());
+            paths.map(|path| (path.display().to_string(), files.read(path).unwrap().to_vec())).collect()
+        };
+        (0..TRIES).map(after).collect()
+    }
+
+    fn names(outcomes: &BTreeSet<Vec<(String, Vec<u8>)>>) -> BTreeSet<Vec<&str>> {
+        outcomes.iter().map(|files| files.iter().map(|(name, _)| name.as_str()).collect()).collect()
+    }
+
+    #[test]
+    fn what_is_synced_stays_and_what_is_not_may_go_or_be_any_part_of_what_it_was() {
+        let mut files = two_folders();
+        let id = new_file(&mut files, "/a/f", b"1234");
+        let found = outcomes(&files);
+        let contents: BTreeSet<&[u8]> = found.iter().flatten().map(|(_, bytes)| &bytes[..]).collect();
+        assert!(found.contains(&Vec::new()), "its name may be lost");
+        for part in [&b""[..], b"1234", b"12", b"12\0\0", b"\0\x0034"] {
+            assert!(contents.contains(part), "{part:?} of {contents:?}");
+        }
+        files.sync_file(id);
+        assert_eq!(outcomes(&files).len(), 2, "all of it, or no name: {:?}", outcomes(&files));
+        files.sync_folder(Path::new("/a"));
+        assert_eq!(outcomes(&files), BTreeSet::from([vec![("/a/f".to_owned(), b"1234".to_vec())]]));
+    }
+
+    #[test]
+    fn a_name_that_is_replaced_is_the_old_file_or_the_new_one_and_the_new_one_may_be_empty_if_it_was_not_synced() {
+        let mut files = two_folders();
+        let old = new_file(&mut files, "/a/f", b"old");
+        files.sync_file(old);
+        files.sync_folder(Path::new("/a"));
+        let new = new_file(&mut files, "/a/.f", b"new");
+        files.rename(vec![(path("/a/.f"), None), (path("/a/f"), Some(Node::File(new)))]);
+        let contents = |files: &Files| -> BTreeSet<Vec<u8>> {
+            let found = outcomes(files);
+            assert!(found.iter().all(|files| files.iter().any(|(name, _)| name == "/a/f")), "never no file: {found:?}");
+            let of_f = found.into_iter().flatten().filter(|(name, _)| name == "/a/f");
+            of_f.map(|(_, bytes)| bytes).collect()
+        };
+        assert!(contents(&files).contains(&b""[..]) && contents(&files).contains(&b"old"[..]));
+        files.sync_file(new);
+        assert_eq!(contents(&files), BTreeSet::from([b"old".to_vec(), b"new".to_vec()]));
+        files.sync_folder(Path::new("/a"));
+        assert_eq!(contents(&files), BTreeSet::from([b"new".to_vec()]));
+    }
+
+    #[test]
+    fn folders_lose_what_was_not_synced_independently_of_each_other() {
+        let mut files = two_folders();
+        for name in ["/a/f", "/b/g"] {
+            let id = new_file(&mut files, name, b"");
+            files.sync_file(id);
+        }
+        let expected = [vec![], vec!["/a/f"], vec!["/b/g"], vec!["/a/f", "/b/g"]];
+        assert_eq!(names(&outcomes(&files)), BTreeSet::from(expected));
+        files.sync_folder(Path::new("/b"));
+        assert_eq!(names(&outcomes(&files)), BTreeSet::from([vec!["/b/g"], vec!["/a/f", "/b/g"]]));
+    }
+
+    #[test]
+    fn a_rename_between_folders_is_one_change_and_its_old_name_does_not_come_back() {
+        let mut files = two_folders();
+        let id = new_file(&mut files, "/a/f", b"");
+        files.sync_file(id);
+        files.move_to(Path::new("/a/f"), Path::new("/b/g"), Node::File(id));
+        assert_eq!(names(&outcomes(&files)), BTreeSet::from([vec![], vec!["/a/f"], vec!["/b/g"]]));
+        files.sync_folder(Path::new("/b"));
+        assert_eq!(names(&outcomes(&files)), BTreeSet::from([vec!["/b/g"]]));
+    }
+
+    #[test]
+    fn a_folder_that_moves_takes_along_what_is_synced_in_it_and_no_more() {
+        let mut files = two_folders();
+        for name in ["/a/synced", "/a/gone"] {
+            let id = new_file(&mut files, name, b"");
+            files.sync_file(id);
+        }
+        files.sync_folder(Path::new("/a"));
+        new_file(&mut files, "/a/new", b"");
+        files.rename(vec![(path("/a/gone"), None)]);
+        files.move_to(Path::new("/a"), Path::new("/c"), Node::Folder);
+        assert_eq!(files.list(Path::new("/c")), ["new", "synced"]);
+        files.sync_folder(Path::new("/"));
+        let expected = [
+            vec!["/c/synced"],
+            vec!["/c/gone", "/c/synced"],
+            vec!["/c/new", "/c/synced"],
+            vec!["/c/gone", "/c/new", "/c/synced"],
+        ];
+        assert_eq!(names(&outcomes(&files)), BTreeSet::from(expected));
+        files.sync_folder(Path::new("/c"));
+        assert_eq!(names(&outcomes(&files)), BTreeSet::from([vec!["/c/new", "/c/synced"]]));
     }
 }

@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use random::Random;
@@ -48,12 +48,15 @@ impl Machine {
     pub fn life(&self, faults: Faults) -> Arc<SimHost> {
         let number = self.lives.fetch_add(1, Ordering::SeqCst);
         let life = Life { faults, ..Life::default() };
-        Arc::new(SimHost { machine: self.clone(), number, life: Mutex::new(life), death: tokio::sync::Notify::new() })
+        let death = tokio::sync::Notify::new();
+        Arc::new(SimHost { machine: self.clone(), number, life: Mutex::new(life), death, moved: Condvar::new() })
     }
 
     /// Has the machine's clock run with tokio's, within a runtime.
     pub fn start_clock(&self) {
-        self.world().running_since = Some(tokio::time::Instant::now());
+        let mut world = self.world();
+        world.running_since = Some(tokio::time::Instant::now());
+        world.loop_thread = Some(std::thread::current().id());
     }
 
     /// Has the machine's clock stand still: the runtime is about to end.
@@ -61,6 +64,11 @@ impl Machine {
         let mut world = self.world();
         world.clock = world.now();
         world.running_since = None;
+    }
+
+    /// Fills the filesystem that STATE is on, or makes room on it: while it is full, nothing that takes space succeeds.
+    pub fn fill_disk(&self, is_full: bool) {
+        self.world().is_disk_full = is_full;
     }
 
     /// Lets time pass while no stead runs.
@@ -145,7 +153,31 @@ impl Machine {
             world.strangers_open.insert(device.to_owned());
         } else {
             world.strangers_open.remove(device);
+            world.let_go_of_loops();
         }
+    }
+
+    /// Has somebody other than stead make a device-mapper device and leave it half made: without a table.
+    pub fn make_half_dm(&self, name: &str, uuid: &str) {
+        let mut world = self.world();
+        let minor = world.new_minor();
+        world.dm.insert(name.to_owned(), world::Dm { uuid: uuid.to_owned(), minor, table: Vec::new() });
+    }
+
+    /// Says that a program is not installed.
+    pub fn uninstall(&self, program: &Path) {
+        self.world().missing_programs.insert(program.to_owned());
+    }
+
+    /// Has a process that is none of stead's listen on a socket, in the place of whatever was there; its pid.
+    pub fn listen_as_stranger(&self, socket: &Path) -> i32 {
+        let identity = self.world().fork(vec!["stranger".to_owned()], None);
+        self.change(|world| {
+            world.files.rename(vec![(socket.to_owned(), None)]);
+            let bound = world.files.bind(socket, identity.start_time);
+            debug_assert!(bound.is_ok(), "the folder of a socket is there");
+        });
+        identity.pid
     }
 
     /// Writes over a file of stead's, as a bad disk or a careless user would; durable at once.
@@ -236,6 +268,12 @@ pub enum Fault {
     Fail(i32),
     /// It is done, and fails with this error all the same.
     FailDone(i32),
+    /// It takes so long, half of it before it is done. The machine's clock goes on meanwhile; tokio's timers come late, as
+    /// those of a loop that has other things to do.
+    Slow(Duration),
+    /// It hangs: the call does not return, and does nothing, until this life ends or somebody has it go on
+    /// ([`SimHost::let_go`]). What the loop does on its own thread never hangs: it is the next effect that does.
+    Hang,
     /// stead is killed.
     Die(Moment),
     /// stead is killed, and the test is to cut the power ([`SimHost::is_cut`]).
@@ -247,6 +285,8 @@ impl fmt::Display for Fault {
         match self {
             Self::Fail(errno) => write!(f, "{} instead of it", io::Error::from_raw_os_error(*errno)),
             Self::FailDone(errno) => write!(f, "{} after it", io::Error::from_raw_os_error(*errno)),
+            Self::Slow(time) => write!(f, "it takes {time:?}"),
+            Self::Hang => f.write_str("it hangs"),
             Self::Die(moment) => write!(f, "killed {moment:?} it"),
             Self::Cut(moment) => write!(f, "power cut {moment:?} it"),
         }
@@ -260,12 +300,14 @@ pub struct Faults {
     pub effects: BTreeMap<usize, Fault>,
     /// Looks that fail with this error, by their numbers, which begin with 1.
     pub looks: BTreeMap<usize, i32>,
+    /// Looks that take so long.
+    pub slow_looks: BTreeMap<usize, Duration>,
 }
 
 impl Faults {
     /// One fault, at this effect.
     pub fn at(effect: usize, fault: Fault) -> Self {
-        Self { effects: BTreeMap::from([(effect, fault)]), looks: BTreeMap::new() }
+        Self { effects: BTreeMap::from([(effect, fault)]), ..Self::default() }
     }
 }
 
@@ -291,6 +333,9 @@ struct Life {
     looks: usize,
     is_dead: bool,
     is_cut: bool,
+    /// The effect that hangs, once one does.
+    hung: Option<Effect>,
+    is_let_go: bool,
 }
 
 /// One life of stead on a machine: what it sees and does.
@@ -299,6 +344,8 @@ pub struct SimHost {
     number: u64,
     life: Mutex<Life>,
     death: tokio::sync::Notify,
+    /// Told when a call that hangs may go on.
+    moved: Condvar,
 }
 
 impl SimHost {
@@ -322,9 +369,21 @@ impl SimHost {
         self.life().is_cut
     }
 
+    /// The effect that hangs, or hung, in this life.
+    pub fn hung(&self) -> Option<Effect> {
+        self.life().hung.clone()
+    }
+
+    /// Has the call that hangs go on: the kernel came back after all.
+    pub fn let_go(&self) {
+        self.life().is_let_go = true;
+        self.moved.notify_all();
+    }
+
     /// Kills it, from outside.
     pub fn die(&self) {
         self.life().is_dead = true;
+        self.moved.notify_all();
         self.machine.world().drop_watchers();
         self.death.notify_one();
     }
@@ -350,7 +409,9 @@ impl SimHost {
         let mut life = self.life();
         life.looks += 1;
         let fault = life.faults.looks.get(&life.looks).copied();
+        let slow = life.faults.slow_looks.get(&life.looks).copied();
         drop(life);
+        self.take_time(slow.unwrap_or_default());
         match fault {
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Ok(self.look(look)),
@@ -381,6 +442,28 @@ impl SimHost {
                 self.done(whole)?;
                 return Err(io::Error::from_raw_os_error(errno));
             }
+            Some(Fault::Slow(time)) => {
+                drop(life);
+                self.take_time(time / 2);
+                let result = self.done(whole);
+                self.take_time(time / 2);
+                return result;
+            }
+            Some(Fault::Hang) if self.is_loop() => {
+                let next = life.effects.len() + 1;
+                life.faults.effects.insert(next, Fault::Hang);
+                drop(life);
+                return self.done(whole);
+            }
+            Some(Fault::Hang) => {
+                life.hung = life.effects.last().cloned();
+                while !life.is_dead && !life.is_let_go {
+                    life = self.moved.wait(life).unwrap_or_else(PoisonError::into_inner);
+                }
+                let is_dead = life.is_dead;
+                drop(life);
+                return if is_dead { Err(dead()) } else { self.done(whole) };
+            }
             Some(Fault::Die(moment)) => (moment, false),
             Some(Fault::Cut(moment)) => (moment, true),
         };
@@ -396,6 +479,18 @@ impl SimHost {
         }
         self.die();
         Err(dead())
+    }
+
+    /// Lets time pass within a call.
+    fn take_time(&self, time: Duration) {
+        if !time.is_zero() {
+            self.look(|world| world.clock += u64::try_from(time.as_millis()).unwrap_or(0));
+        }
+    }
+
+    /// Whether this is the thread on which stead's loop runs.
+    fn is_loop(&self) -> bool {
+        self.machine.world().loop_thread == Some(std::thread::current().id())
     }
 
     fn done<T>(&self, whole: impl FnOnce(&mut World) -> io::Result<T>) -> io::Result<T> {

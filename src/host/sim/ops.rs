@@ -5,11 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::libc::{EACCES, EAGAIN, EBUSY, EEXIST, EINTR, EIO, EMFILE, ENOMEM, ENOSPC, EPERM, ESRCH, ETIMEDOUT};
+use nix::libc::{EACCES, EAGAIN, EBUSY, EEXIST, EINTR, EIO, EMFILE, ENODEV, ENOMEM, ENOSPC, EPERM, ESRCH, ETIMEDOUT};
 
 use super::files::{Content, Node};
 use super::view::{answers, loop_of, number_of};
-use super::world::{Dm, Loop, Tap, World};
+use super::world::{Dm, Lead, Loop, Tap, World};
 use super::{Effect, SimHost};
 use crate::host::devices::{
     CgroupLimits, Copied, DeviceOps, DmDevice, DmRequest, ImageIdentity, LoopDevice, LoopRequest, TapRemoval,
@@ -67,6 +67,7 @@ fn no_folder(world: &World, path: &Path) -> io::Result<()> {
 
 fn write(world: &mut World, path: &Path, bytes: &[u8], is_durable: bool) -> io::Result<()> {
     no_folder(world, path)?;
+    world.need_room(path)?;
     let temporary = temporary(path);
     // What a life before left there has another name on the real host.
     world.files.rename(vec![(temporary.clone(), None)]);
@@ -102,6 +103,7 @@ fn make_folder(world: &mut World, path: &Path) -> io::Result<bool> {
     if folder_of(path) != Path::new("/") {
         make_folder(world, folder_of(path))?;
     }
+    world.need_room(path)?;
     world.files.make_folder(path)?;
     world.files.sync_folder(folder_of(path));
     Ok(true)
@@ -180,7 +182,11 @@ impl HostOps for SimHost {
 
     fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {
         let lock = request.lock.clone();
-        if self.look(|world| world.is_locked(&lock)) {
+        let cgroup = request.cgroup.as_ref();
+        let is_held = |world: &mut World| {
+            world.is_locked(&lock) && cgroup.is_none_or(|cgroup| world.cgroups.contains_key(cgroup))
+        };
+        if self.look(is_held) {
             return Err(SpawnError::LockHeld(lock));
         }
         let number = self.number;
@@ -226,11 +232,7 @@ impl HostOps for SimHost {
             }
             match command {
                 VmmCommand::Shutdown => world.shut_down(peer),
-                VmmCommand::Pause | VmmCommand::Resume => {
-                    if let Some(vmm) = world.vmm_mut(peer) {
-                        vmm.paused = command == VmmCommand::Pause;
-                    }
-                }
+                VmmCommand::Pause | VmmCommand::Resume => world.pause(peer, command == VmmCommand::Pause),
             }
             Ok(())
         });
@@ -366,6 +368,14 @@ impl DeviceOps for SimHost {
             if let Some(missing) = dm.below().find(|below| world.leads_to(&Path::new("/dev").join(below)).is_none()) {
                 return Err(error(io::ErrorKind::NotFound, format!("there is no device {missing}")));
             }
+            let is_half = |below: &&str| match world.leads_to(&Path::new("/dev").join(below)) {
+                Some(Lead::Dm(name)) => world.dm[&name].table.is_empty(),
+                _ => false,
+            };
+            if dm.below().any(|below| is_half(&below)) {
+                // Nobody can open it.
+                return Err(io::Error::from_raw_os_error(ENODEV));
+            }
             world.dm.insert(request.name.clone(), dm.clone());
             Ok(super::view::dm_of(world, &request.name, &dm))
         })
@@ -381,7 +391,11 @@ impl DeviceOps for SimHost {
             Some(_) if world.dm_open_count(name) > 0 => {
                 Err(error(io::ErrorKind::ResourceBusy, format!("{name} is open by pid 4711 (blkid)")))
             }
-            Some(_) => Ok(world.dm.remove(name).is_some()),
+            Some(_) => {
+                world.dm.remove(name);
+                world.let_go_of_loops();
+                Ok(true)
+            }
         })
     }
 
@@ -428,11 +442,11 @@ impl DeviceOps for SimHost {
     }
 
     fn kill_cgroup(&self, path: &str) -> io::Result<bool> {
-        if self.look(|world| world.members(path).is_empty()) {
+        if self.look(|world| world.populace(path).is_empty()) {
             return Ok(false);
         }
         self.effect(effect("kill_cgroup", path, &[EACCES]), nothing, |world| {
-            for pid in world.members(path) {
+            for pid in world.populace(path) {
                 // What was put into a VM's cgroup goes with it, whoever put it there.
                 world.end(pid, ExitStatus::Signal(9));
             }
@@ -445,10 +459,18 @@ impl DeviceOps for SimHost {
             return Ok(false);
         }
         self.effect(effect("remove_cgroup", path, &[EBUSY]), nothing, |world| {
-            if !world.members(path).is_empty() {
+            if !world.is_cgroup_free(path) {
                 return Err(io::ErrorKind::ResourceBusy.into());
             }
-            Ok(world.cgroups.remove(path).is_some())
+            world.cgroups.remove(path);
+            // Its parents go too, up to the first that others' VMs are in.
+            for (at, _) in path.rmatch_indices('/') {
+                if !world.is_cgroup_free(&path[..at]) {
+                    break;
+                }
+                world.cgroups.remove(&path[..at]);
+            }
+            Ok(true)
         })
     }
 
@@ -460,6 +482,7 @@ impl DeviceOps for SimHost {
         let half = |world: &mut World| half_write(world, path, b"");
         self.effect(on_file("make_sparse_file", path).with_half(), half, |world| {
             no_folder(world, path)?;
+            world.need_room(path)?;
             let modified = world.now();
             match world.files.file(path) {
                 Some(id) => {
@@ -477,6 +500,8 @@ impl DeviceOps for SimHost {
         self.effect(on_file("overwrite", path).or_done(SYNC), nothing, |world| {
             no_folder(world, path)?;
             let id = world.files.file(path).ok_or(io::ErrorKind::NotFound)?;
+            // What takes no space yet takes some now.
+            world.need_room(path)?;
             let old = world.files.content(id).cloned().unwrap_or_default();
             let (start, end) =
                 (usize::try_from(offset).unwrap_or(0), usize::try_from(offset).unwrap_or(0) + bytes.len());
@@ -510,6 +535,7 @@ impl DeviceOps for SimHost {
             if (ImageIdentity { id, bytes: content.length, mtime_ns }) != *expected {
                 return Err(error(io::ErrorKind::StaleNetworkFileHandle, "the image changed"));
             }
+            world.need_room(copy)?;
             let modified = world.now();
             finish(world, copy, Content { length: content.length.max(bytes), modified, ..content })?;
             Ok(Copied::Done { shared: false })
@@ -532,13 +558,7 @@ impl DeviceOps for SimHost {
             if world.files.at(folder_of(to)) != Some(Node::Folder) {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            let mut changes = vec![(from.to_owned(), None), (to.to_owned(), Some(node))];
-            for (path, node) in world.files.below(from) {
-                let rest = path.strip_prefix(from).unwrap_or(path);
-                changes.push((path.clone(), None));
-                changes.push((to.join(rest), Some(node)));
-            }
-            world.files.rename(changes);
+            world.files.move_to(from, to, node);
             world.files.sync_folder(folder_of(to));
             world.files.sync_folder(folder_of(from));
             Ok(true)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::SimHost;
 use super::files::Node;
-use super::world::{Dm, Loop, World};
+use super::world::{Cpus, Dm, Loop, World};
 use crate::desired::FileId;
 use crate::host::devices::{Cgroup, CgroupFacts, DeviceView, DmDevice, Holder, ImageIdentity, LoopDevice};
 use crate::host::{
@@ -96,13 +96,10 @@ impl HostView for SimHost {
     }
 
     fn probe_lock(&self, lock: &Path) -> LockProbe {
-        let seen = self.see(|world| {
-            let holder = world.processes.values().find(|process| process.lock.as_deref() == Some(lock));
-            match (holder, world.files.at(lock)) {
-                (Some(process), _) => LockProbe::Held(Some(process.identity.pid)),
-                (None, Some(_)) => LockProbe::Free,
-                (None, None) => LockProbe::NoFile,
-            }
+        let seen = self.see(|world| match (world.holder(lock), world.files.at(lock)) {
+            (Some(process), _) => LockProbe::Held(Some(process.identity.pid)),
+            (None, Some(_)) => LockProbe::Free,
+            (None, None) => LockProbe::NoFile,
         });
         seen.unwrap_or_else(|error| LockProbe::Unknown(error.to_string()))
     }
@@ -142,7 +139,7 @@ impl HostView for SimHost {
             answers(world, api_socket, peer, bound)?;
             let now = world.now();
             let vmm = world.vmm_mut(peer).ok_or(VmmError::NotListening)?;
-            Ok(match (vmm.paused, now >= vmm.runs_at) {
+            Ok(match (vmm.cpus != Cpus::Run, now >= vmm.runs_at) {
                 (true, _) => GuestState::Paused,
                 (false, true) => GuestState::Running,
                 (false, false) => GuestState::NotStarted,
@@ -223,9 +220,7 @@ impl DeviceView for SimHost {
         self.see(|world| {
             let limits = world.cgroups.get(path)?;
             let processes = world.members(path);
-            let below = format!("{path}/");
-            let populated = world.processes.values().filter_map(|process| process.cgroup.as_deref());
-            let populated = populated.clone().any(|of| of == path || of.starts_with(&below));
+            let populated = !world.populace(path).is_empty();
             Some(Cgroup {
                 processes,
                 populated,
@@ -249,6 +244,20 @@ impl World {
     pub(super) fn members(&self, path: &str) -> Vec<i32> {
         let inside = self.processes.iter().filter(|(_, process)| process.cgroup.as_deref() == Some(path));
         inside.map(|(pid, _)| *pid).collect()
+    }
+
+    /// The processes in a cgroup and below it.
+    pub(super) fn populace(&self, path: &str) -> Vec<i32> {
+        let below = format!("{path}/");
+        let is_in = |of: &str| of == path || of.starts_with(&below);
+        let inside = self.processes.iter().filter(|(_, process)| process.cgroup.as_deref().is_some_and(is_in));
+        inside.map(|(pid, _)| *pid).collect()
+    }
+
+    /// Whether a cgroup can be removed.
+    pub(super) fn is_cgroup_free(&self, path: &str) -> bool {
+        let below = format!("{path}/");
+        self.populace(path).is_empty() && !self.cgroups.keys().any(|found| found.starts_with(&below))
     }
 }
 

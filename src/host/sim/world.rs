@@ -30,8 +30,8 @@ pub(super) struct Process {
     /// Which life of stead it is a child of; none for a stranger's.
     pub(super) parent: Option<u64>,
     pub(super) cgroup: Option<String>,
-    /// The lock that it holds.
-    pub(super) lock: Option<PathBuf>,
+    /// The lock that it holds: the file, whatever becomes of its name.
+    pub(super) lock: Option<FileId>,
     pub(super) vmm: Option<Vmm>,
     watchers: Vec<OnExit>,
 }
@@ -42,7 +42,7 @@ pub(super) struct Vmm {
     listens_at: u64,
     pub(super) listens: bool,
     pub(super) runs_at: u64,
-    pub(super) paused: bool,
+    pub(super) cpus: Cpus,
     /// It does not answer, and its guest hears nothing.
     pub(super) hung: bool,
     ends_at: Option<(u64, ExitStatus)>,
@@ -51,6 +51,15 @@ pub(super) struct Vmm {
     pub(super) taps: Vec<String>,
     /// Its configuration, read when it listens.
     config: Option<PathBuf>,
+}
+
+/// What a guest's CPUs do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cpus {
+    Run,
+    Halted,
+    /// It was asked to shut down meanwhile, and hears of it when it runs again.
+    HaltedAndAsked,
 }
 
 /// A disk that a VMM opens.
@@ -110,7 +119,11 @@ pub(super) struct World {
     pub(super) clock: u64,
     /// Since when the clock runs with tokio's.
     pub(super) running_since: Option<tokio::time::Instant>,
+    /// The thread that tokio's clock runs on, which is that of stead's loop.
+    pub(super) loop_thread: Option<std::thread::ThreadId>,
     pub(super) wall_ahead: i64,
+    /// Nothing that takes space on STATE's filesystem succeeds. RUN is in memory.
+    pub(super) is_disk_full: bool,
     pub(super) processes: BTreeMap<i32, Process>,
     pub(super) ended: Vec<(ProcessIdentity, Option<u64>, ExitStatus)>,
     next_pid: i32,
@@ -123,6 +136,8 @@ pub(super) struct World {
     pub(super) cgroups: BTreeMap<String, Option<CgroupLimits>>,
     /// Processes of others that have a block device open, by what the kernel calls it.
     pub(super) strangers_open: BTreeSet<String>,
+    /// Programs that are not installed.
+    pub(super) missing_programs: BTreeSet<PathBuf>,
     pub(super) no_device_mapper: bool,
     pub(super) violations: Vec<Violation>,
     /// What is to be called once the world is let go of.
@@ -153,7 +168,9 @@ impl World {
             boot: 1,
             clock: 10_000,
             running_since: None,
+            loop_thread: None,
             wall_ahead: 0,
+            is_disk_full: false,
             processes: BTreeMap::new(),
             ended: Vec::new(),
             next_pid: PIDS.start,
@@ -165,6 +182,7 @@ impl World {
             bridges: BTreeSet::new(),
             cgroups: BTreeMap::from([(String::new(), None)]),
             strangers_open: BTreeSet::new(),
+            missing_programs: BTreeSet::new(),
             no_device_mapper: false,
             violations: Vec::new(),
             due: Vec::new(),
@@ -175,6 +193,12 @@ impl World {
     pub(super) fn now(&self) -> u64 {
         let runs = self.running_since.map(|since| tokio::time::Instant::now().saturating_duration_since(since));
         self.clock + u64::try_from(runs.unwrap_or_default().as_millis()).unwrap_or(0)
+    }
+
+    /// Before something is written: the error of a disk that is full.
+    pub(super) fn need_room(&self, path: &Path) -> io::Result<()> {
+        let is_full = self.is_disk_full && path.starts_with(&self.state_dir);
+        if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     pub(super) fn boot_id(&self) -> BootId {
@@ -212,14 +236,22 @@ impl World {
 
     /// Starts a VMM as fork and exec do: it holds its lock, and has opened nothing yet.
     pub(super) fn spawn(&mut self, request: &SpawnRequest, parent: Option<u64>) -> io::Result<ProcessIdentity> {
-        if self.is_locked(&request.lock) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         for path in [&request.lock, &request.stdout, &request.stderr] {
             if self.files.at(path).is_none() {
+                self.need_room(path)?;
                 let now = self.now();
                 self.files.create(path, now)?;
             }
+        }
+        // In this order: the cgroup is opened before the fork, the lock taken after it, and then comes the exec.
+        if request.cgroup.as_ref().is_some_and(|cgroup| !self.cgroups.contains_key(cgroup)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if self.is_locked(&request.lock) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.missing_programs.contains(&request.program) {
+            return Err(io::ErrorKind::NotFound.into());
         }
         let args: Vec<String> = request.args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let now = self.now();
@@ -228,7 +260,7 @@ impl World {
             listens_at: now + LISTENS_AFTER,
             listens: false,
             runs_at: now + RUNS_AFTER,
-            paused: false,
+            cpus: Cpus::Run,
             hung: false,
             ends_at: None,
             drives: Vec::new(),
@@ -236,9 +268,10 @@ impl World {
             config: value_of(&args, "--config-file").map(PathBuf::from),
         };
         let program = request.program.display().to_string();
+        let lock = self.files.file(&request.lock);
         let identity = self.fork(std::iter::once(program).chain(args).collect(), parent);
         if let Some(process) = self.processes.get_mut(&identity.pid) {
-            process.lock = Some(request.lock.clone());
+            process.lock = lock;
             process.cgroup.clone_from(&request.cgroup);
             process.vmm = Some(vmm);
         }
@@ -270,9 +303,11 @@ impl World {
         let (config, sockets) = (vmm.config.clone(), vmm.sockets.clone());
         let argv = self.processes[&pid].argv.clone();
         let (drives, taps) = match &config {
-            Some(path) => match self.files.read(path).as_deref().and_then(read_config) {
-                Some(config) => config,
-                None => return self.end(pid, ExitStatus::Code(1)),
+            Some(path) => match self.files.read(path).map(|bytes| read_config(&bytes)) {
+                Some(Some(config)) => config,
+                Some(None) => return self.end(pid, ExitStatus::Code(1)),
+                // Firecracker panics for want of it, and aborts.
+                None => return self.end(pid, ExitStatus::Signal(6)),
             },
             None => read_arguments(&argv),
         };
@@ -346,7 +381,11 @@ impl World {
         self.ended.push((process.identity, process.parent, status));
         self.due.extend(process.watchers);
         self.changes += 1;
-        // A loop that was told to let go does so when the last has closed it.
+        self.let_go_of_loops();
+    }
+
+    /// A loop that was told to let go does so when the last has closed it.
+    pub(super) fn let_go_of_loops(&mut self) {
         let unused: Vec<u32> = self.loops.keys().copied().filter(|number| !self.is_loop_open(*number)).collect();
         for number in unused {
             if self.loops.get(&number).is_some_and(|found| found.autoclear) {
@@ -379,18 +418,38 @@ impl World {
         found.filter(|found| found.identity == process.identity)?.vmm.as_mut()
     }
 
-    /// The guest hears that it is to shut down.
+    /// The guest hears that it is to shut down, once it runs.
     pub(super) fn shut_down(&mut self, process: &ProcessHandle) {
         let at = self.now() + SHUTS_DOWN_AFTER;
-        if let Some(vmm) = self.vmm_mut(process)
-            && vmm.ends_at.is_none()
-        {
-            vmm.ends_at = Some((at, ExitStatus::Code(0)));
+        let Some(vmm) = self.vmm_mut(process) else { return };
+        match vmm.cpus {
+            Cpus::Run => drop(vmm.ends_at.get_or_insert((at, ExitStatus::Code(0)))),
+            Cpus::Halted | Cpus::HaltedAndAsked => vmm.cpus = Cpus::HaltedAndAsked,
+        }
+    }
+
+    /// Halts the guest, or lets it run again.
+    pub(super) fn pause(&mut self, process: &ProcessHandle, paused: bool) {
+        let Some(vmm) = self.vmm_mut(process) else { return };
+        let was = vmm.cpus;
+        vmm.cpus = match (paused, was) {
+            (true, Cpus::Run) => Cpus::Halted,
+            (true, halted) => halted,
+            (false, _) => Cpus::Run,
+        };
+        if !paused && was == Cpus::HaltedAndAsked {
+            self.shut_down(process);
         }
     }
 
     pub(super) fn is_locked(&self, lock: &Path) -> bool {
-        self.processes.values().any(|process| process.lock.as_deref() == Some(lock))
+        self.holder(lock).is_some()
+    }
+
+    /// Who holds the lock that is at this path.
+    pub(super) fn holder(&self, lock: &Path) -> Option<&Process> {
+        let id = self.files.file(lock)?;
+        self.processes.values().find(|process| process.lock == Some(id))
     }
 
     /// Who listens on a socket now.

@@ -8,6 +8,7 @@ mod disks;
 mod host;
 mod objects;
 mod power;
+mod simulated;
 mod stead;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,6 +41,7 @@ pub const TESTS: &[Named] = named![
     device_mapper::what_is_not_ours_is_refused_and_what_fails_leaves_nothing,
     device_mapper::a_missing_module_is_named_loaded_if_possible_and_used_once_it_is_there,
     device_mapper::an_overflown_snapshot_says_so,
+    simulated::simulated_devices_answer_as_real_ones_do,
     device_mapper::udev_is_told_to_keep_off_and_not_waited_for,
 ];
 

@@ -26,5 +26,7 @@ const LONG: Duration = Duration::from_secs(900);
 /// One test of `inside::TESTS`: in a fresh host, to its verdict.
 pub fn run_inside(name: &str) {
     let disk = Disk::new();
-    Machine::restore(&disk, name).passes(LONG);
+    // How many runs a test of random calls makes, for those that heed it.
+    let runs = std::env::var("STEAD_RUNS").unwrap_or_default();
+    Machine::restore(&disk, format!("{name} {runs}").trim_end()).passes(LONG);
 }
