@@ -102,7 +102,7 @@ impl Semantic<'_> {
         match VmName::new(name.clone()) {
             Ok(name) => Some(name),
             Err(error) => {
-                self.say(&["metadata", "name"], format!("{} is no VM's name: {error}", quoted(&name)), None);
+                self.say(&["metadata", "name"], format!("{} is no VM's name: {error}", quoted(name)), None);
                 None
             }
         }
