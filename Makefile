@@ -26,7 +26,7 @@ endif
 
 have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 
-scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run
+scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run fuzz/run
 
 .PHONY: help
 help: ## List what can be made
@@ -63,9 +63,15 @@ proof: need-cargo prepare ## Run what shows that no fault breaks a rule, at leng
 	STEAD_POWER_CUTS=200 STEAD_ROUNDS=20 $(CARGO) test --locked --test nested -- --test-threads 2
 	tests/mutants/run
 
+# FUZZ_SECONDS or FUZZ_RUNS bound each target: fuzz/run.
+.PHONY: fuzz
+fuzz: need-cargo ## Throw bytes at every parser, a minute each or FUZZ_SECONDS
+	fuzz/run
+
 .PHONY: lint
 lint: need-cargo ## Check format, clippy and the shell scripts
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck $(scripts); \
 	else echo "shellcheck is not installed (make prepare does): the scripts were not checked"; fi
@@ -73,6 +79,7 @@ lint: need-cargo ## Check format, clippy and the shell scripts
 .PHONY: fmt
 fmt: need-cargo ## Format the code
 	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: doc
 doc: need-cargo ## Build the documentation of the library
