@@ -170,8 +170,8 @@ mod tests {
         assert!(flaw(&sound[..sound.len() / 2]).starts_with("it is not what stead writes"));
         assert!(flaw(&[0; 4096]).starts_with("it is not what stead writes"));
         assert!(flaw(br#"{"version": 7}"#).contains("format version 7"));
-        assert!(parse_orphans(br#"[7, {}]"#).unwrap_err().to_string().ends_with("no JSON object"));
-        assert!(parse_gates(br#"[7, [], null]"#).unwrap_err().to_string().ends_with("no JSON object"));
+        assert!(parse_orphans(br"[7, {}]").unwrap_err().to_string().ends_with("no JSON object"));
+        assert!(parse_gates(br"[7, [], null]").unwrap_err().to_string().ends_with("no JSON object"));
         assert!(flaw(&encode(&Ledger::new(other, other_uid))).starts_with("it is of VM db"));
     }
 }
