@@ -26,7 +26,7 @@ endif
 
 have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 
-scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run
+scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run fuzz/run
 
 .PHONY: help
 help: ## List what can be made
@@ -72,9 +72,15 @@ HOURS ?= 1
 soak: need-cargo prepare ## Run one daemon through all weathers for HOURS (1): it must not grow
 	STEAD_SOAK_HOURS=$(HOURS) $(CARGO) test --locked --test vmm a_daemon_in_all_weathers -- --nocapture
 
+# FUZZ_SECONDS or FUZZ_RUNS bound each target: fuzz/run.
+.PHONY: fuzz
+fuzz: need-cargo ## Throw bytes at every parser, a minute each or FUZZ_SECONDS
+	fuzz/run
+
 .PHONY: lint
 lint: need-cargo ## Check format, clippy and the shell scripts
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck $(scripts); \
 	else echo "shellcheck is not installed (make prepare does): the scripts were not checked"; fi
@@ -82,6 +88,7 @@ lint: need-cargo ## Check format, clippy and the shell scripts
 .PHONY: fmt
 fmt: need-cargo ## Format the code
 	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: doc
 doc: need-cargo ## Build the documentation of the library

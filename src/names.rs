@@ -157,8 +157,15 @@ mod tests {
             let file_name = socket.file_name().unwrap().to_str().unwrap();
             assert_eq!(Layout::read_socket_owner(file_name), Some(layout.uid(&name).short()), "{file_name}");
         }
-        for other in ["stead.sock", "0123456789abcdef.sock", "0123456789abcdef-7", "0123456789abcde-7.sock", "g-1.sock"]
-        {
+        for other in [
+            "0123456789abcdef-+7.sock",
+            "0123456789abcdef-07.id.sock",
+            "stead.sock",
+            "0123456789abcdef.sock",
+            "0123456789abcdef-7",
+            "0123456789abcde-7.sock",
+            "g-1.sock",
+        ] {
             assert_eq!(Layout::read_socket_owner(other), None, "{other}");
         }
     }
@@ -222,7 +229,7 @@ mod tests {
         let entry = layout.trash_entry(&name, 1_700_000_000);
         let entry = entry.file_name().unwrap().to_str().unwrap();
         assert_eq!(Layout::read_trash_entry(entry), Some((name, 1_700_000_000)));
-        for other in ["web", "web.", "web.x", "..1", ".1", "web.1.2"] {
+        for other in ["web", "web.", "web.x", "..1", ".1", "web.1.2", "web.+1", "web.01"] {
             assert_eq!(Layout::read_trash_entry(other), None, "{other}");
         }
     }

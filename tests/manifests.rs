@@ -64,6 +64,12 @@ fn every_mistake_is_told_with_its_place_and_what_to_do() {
             "memory: 100M",
             "web.yaml:7:11: memory is 100000000 bytes, which is no whole number of MiB (the nearest is 95Mi)",
         ),
+        (
+            "memory: 128Mi",
+            "memory: 18446744073709551615",
+            "web.yaml:7:11: memory is 18446744073709551615 bytes, which is no whole number of MiB (the nearest is \
+             17592186044416Mi)",
+        ),
         ("name: web", "name: 12", "web.yaml:4:9: name is the number 12, expected a text (put it in quotes)"),
         (
             "name: web",
@@ -132,6 +138,53 @@ fn every_mistake_is_told_with_its_place_and_what_to_do() {
         assert!(GOOD.contains(good), "{good}");
         let text = GOOD.replacen(good, bad, 1);
         assert!(told(&text).contains(&(*expected).to_owned()), "{bad}:\n{expected}\n{:#?}", told(&text));
+    }
+}
+
+/// What somebody wrote goes to a log and to a terminal.
+#[test]
+fn no_message_is_longer_than_a_few_lines_or_has_more_than_one() {
+    let long = "x".repeat(100_000);
+    for bad in [
+        GOOD.replace("cpus: 2", &format!("cpus: {long}")),
+        GOOD.replace("memory: 128Mi", &format!("memory: {long}")),
+        GOOD.replace("kernel: /k", &format!("kernel: {long}")),
+        GOOD.replace("name: web", &format!("name: {long}")),
+        GOOD.replace("cpus: 2", &format!("'a\n\n  {long}': 2")),
+        GOOD.replace("name: web", &format!("name: web\n  labels: {{'a\n\n    {long}': 2}}")),
+        GOOD.replace("name: web", &format!("name: web\n  annotations: {{\"stead.dev/\\n{long}\": x}}")),
+        format!("a: *{long}\n"),
+        format!("{long}: 1\n{long}: 1\n"),
+        format!("apiVersion: {long}\nkind: \"{long}\\n\"\n"),
+    ] {
+        let told = told(&bad);
+        assert!(!told.is_empty(), "{bad:.200}");
+        for line in told {
+            assert!(line.len() < 1_000 && !line.contains('\n'), "{} bytes: {line:.300}", line.len());
+        }
+    }
+}
+
+#[test]
+fn a_whole_number_may_be_written_with_a_point() {
+    let desired = judge(&GOOD.replace("cpus: 2", "cpus: 2.0").replace("128Mi", "1.34217728e8"));
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
+    assert_eq!(desired.vms["web"][0].vm.as_ref().unwrap().spec.memory_mib, 128);
+    assert_eq!(
+        told(&GOOD.replace("cpus: 2", "cpus: 2.5")),
+        ["web.yaml:6:9: cpus is the number 2.5, expected a whole number"]
+    );
+}
+
+#[test]
+fn a_bridge_has_a_name_that_the_kernel_allows() {
+    for bad in ["..", ".", "a/b", "a:b", "a b", "a\\tb", "a\\0b", "a\\nb", "à", "0123456789abcdef", ""] {
+        let text = GOOD.replace("  cpus", &format!("  networkInterfaces: [{{name: eth0, bridge: \"{bad}\"}}]\n  cpus"));
+        assert!(
+            told(&text).iter().any(|line| line.contains("is no network interface's name")),
+            "{bad}: {:?}",
+            told(&text)
+        );
     }
 }
 

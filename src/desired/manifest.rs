@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::yaml::quoted;
 use crate::spec::{DeletionPolicy, DiskMode, PowerState, RestartPolicy, UpdatePolicy, VmmChoice};
 
 /// The `apiVersion` of every manifest.
@@ -39,6 +40,7 @@ pub struct VirtualMachine {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Unique on the host: lower-case letters, digits and `-`, at most 63 characters (a DNS-1123 label).
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL_PATTERN))]
     pub name: String,
     /// Labels of your own. A change never touches the VM.
     #[serde(default)]
@@ -94,12 +96,15 @@ pub struct Spec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Boot {
     /// Absolute path of the kernel: an uncompressed ELF `vmlinux` for Firecracker, a `vmlinuz` or `vmlinux` for QEMU.
+    #[schemars(regex(pattern = PATH_PATTERN))]
     pub kernel: String,
     /// Absolute path of the initial RAM disk.
     #[serde(default)]
+    #[schemars(regex(pattern = PATH_PATTERN))]
     pub initrd: Option<String>,
     /// The kernel's command line.
     #[serde(default = "default_args")]
+    #[schemars(regex(pattern = LINE_PATTERN))]
     pub args: String,
 }
 
@@ -108,8 +113,10 @@ pub struct Boot {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Disk {
     /// Unique within the VM, of the form of a VM's name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL_PATTERN))]
     pub name: String,
     /// Absolute path of the image.
+    #[schemars(regex(pattern = PATH_PATTERN))]
     pub image: String,
     /// How the image becomes the VM's disk: `snapshot` keeps what the VM writes in a copy-on-write file of its own over the
     /// image, which many VMs share; `copy` gives the VM a copy of its own; `direct` lets it use the image itself. What a VM
@@ -129,12 +136,15 @@ pub struct Disk {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Unique within the VM, of the form of a VM's name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL_PATTERN))]
     pub name: String,
     /// The bridge that the tap joins; it must exist.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 15), regex(pattern = BRIDGE_PATTERN))]
     pub bridge: Option<String>,
     /// The guest's hardware address, such as `06:00:00:00:00:01`.
     #[serde(default)]
+    #[schemars(regex(pattern = MAC_PATTERN))]
     pub mac_address: Option<String>,
 }
 
@@ -160,11 +170,24 @@ impl JsonSchema for Quantity {
             "type": ["string", "integer"],
             "pattern": QUANTITY_PATTERN,
             "minimum": 0,
+            "maximum": u64::MAX,
         })
     }
 }
 
-/// What a quantity looks like, for editors; [`Quantity::bytes`] is the check.
+// What texts look like, for editors. The check is `validate`, which says more; tests/schema.rs holds the two together.
+
+/// A DNS-1123 label.
+const LABEL_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// An absolute path. That no part of it may be `..` is not said here.
+const PATH_PATTERN: &str = r"^/[^\n\x00]*$";
+/// One line.
+const LINE_PATTERN: &str = r"^[^\n\x00]*$";
+/// What the kernel allows an interface to be called, as far as it is ASCII.
+const BRIDGE_PATTERN: &str = r"^[^/: \t-\r\x00]*$";
+/// A unicast Ethernet address, or that of all zeros.
+const MAC_PATTERN: &str = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$";
+/// What a quantity looks like.
 const QUANTITY_PATTERN: &str = "^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$";
 
 impl Quantity {
@@ -189,10 +212,18 @@ impl Quantity {
             "Mi" => 1 << 20,
             "Gi" => 1 << 30,
             "Ti" => 1 << 40,
-            _ => return Err(format!("{text:?} is not a quantity: write a number with Ki, Mi, Gi, Ti or k, M, G, T")),
+            _ => {
+                return Err(format!(
+                    "{} is not a quantity: write a number with Ki, Mi, Gi, Ti or k, M, G, T",
+                    quoted(text)
+                ));
+            }
         };
-        let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a quantity: it has no number"))?;
-        number.checked_mul(unit).ok_or_else(|| format!("{text:?} is more bytes than there are numbers for"))
+        if number.is_empty() {
+            return Err(format!("{} is not a quantity: it has no number", quoted(text)));
+        }
+        let bytes = number.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+        bytes.ok_or_else(|| format!("{} is more bytes than there are numbers for", quoted(text)))
     }
 }
 

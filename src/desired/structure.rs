@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value as Json};
 
-use super::yaml::{Key, Node, Place, Value};
+use super::yaml::{Key, Node, Place, Value, shown};
 
 /// One thing that is wrong, before it is known in which file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl<'a> Checker<'a> {
             match (properties.get(&key.text), additional) {
                 (Some(property), _) => self.check(value, property, &key.text),
                 (None, Some(Json::Bool(false))) => self.unknown_field(key, properties),
-                (None, Some(of)) if of.is_object() => self.check(value, of, &key.text),
+                (None, Some(of)) if of.is_object() => self.check(value, of, &shown(&key.text)),
                 (None, _) => {}
             }
         }
@@ -128,7 +128,7 @@ impl<'a> Checker<'a> {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("known here: {}", properties.keys().cloned().collect::<Vec<_>>().join(", ")),
         };
-        let message = format!("unknown field `{:.60}`", key.text);
+        let message = format!("unknown field `{}`", shown(&key.text));
         self.findings.push(Finding { place: key.place, message, hint: Some(hint) });
     }
 
@@ -255,7 +255,10 @@ mod tests {
             "maximum",
             "default",
             "format",
+            // Of texts, and not checked here: `validate` does, and tests/schema.rs that it does.
             "pattern",
+            "minLength",
+            "maxLength",
         ];
         fn walk(schema: &Json, names: bool) {
             match schema {

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use super::manifest::{self, API_VERSION, KIND, VirtualMachine};
 use super::structure::{self, Finding};
-use super::yaml::{Node, Value};
+use super::yaml::{Node, Value, quoted, shown};
 use crate::names::{INTERFACE_NAME_MAX, VmName};
 use crate::spec::{self, DiskMode, MacAddress, Vm, VmSpec};
 
@@ -79,7 +79,7 @@ fn other_kind(tree: &Node) -> Option<Finding> {
     let (version, kind) = (text("apiVersion")?, text("kind")?);
     let foreign = !version.starts_with("stead.dev/") && kind != KIND;
     foreign.then(|| {
-        Finding::at(tree.nearest(&["kind"]), format!("stead knows no kind {kind:.60} of {version:.60}"))
+        Finding::at(tree.nearest(&["kind"]), format!("stead knows no kind {} of {}", shown(kind), shown(version)))
             .hint(format!("manifests are of apiVersion {API_VERSION} and kind {KIND}"))
     })
 }
@@ -102,7 +102,7 @@ impl Semantic<'_> {
         match VmName::new(name.clone()) {
             Ok(name) => Some(name),
             Err(error) => {
-                self.say(&["metadata", "name"], format!("{name:.80?} is no VM's name: {error}"), None);
+                self.say(&["metadata", "name"], format!("{} is no VM's name: {error}", quoted(name)), None);
                 None
             }
         }
@@ -163,7 +163,7 @@ impl Semantic<'_> {
                 self.say(&path, format!("memory is {bytes} bytes; a guest needs at least 1Mi"), Some("such as 128Mi"));
             }
             Ok(bytes) if bytes % MIB != 0 => {
-                let near = format!("the nearest is {}Mi", (bytes + MIB / 2) / MIB);
+                let near = format!("the nearest is {}Mi", bytes / MIB + u64::from(bytes % MIB >= MIB / 2));
                 self.say(&path, format!("memory is {bytes} bytes, which is no whole number of MiB"), Some(&near));
             }
             Ok(bytes) => return Some(bytes / MIB),
@@ -174,9 +174,9 @@ impl Semantic<'_> {
     fn path(&mut self, at: &[&str], what: &str, text: &str) -> PathBuf {
         let path = Path::new(text);
         if !path.is_absolute() {
-            self.say(at, format!("{what} is {text:.200?}, expected an absolute path"), None);
+            self.say(at, format!("{what} is {}, expected an absolute path", quoted(text)), None);
         } else if path.components().any(|part| part == Component::ParentDir) {
-            self.say(at, format!("{what} is {text:.200?}: a path with `..` may lead elsewhere than it says"), None);
+            self.say(at, format!("{what} is {}: a path with `..` may lead elsewhere than it says", quoted(text)), None);
         } else if text.contains(['\0', '\n']) {
             self.say(at, format!("{what} has a character that no path here may have"), None);
         }
@@ -224,7 +224,7 @@ impl Semantic<'_> {
             let name = match VmName::new(disk.name.clone()) {
                 Ok(name) => name,
                 Err(error) => {
-                    say(self, "name", format!("{:.80?} is no disk's name: {error}", disk.name), None);
+                    say(self, "name", format!("{} is no disk's name: {error}", quoted(&disk.name)), None);
                     continue;
                 }
             };
@@ -250,16 +250,14 @@ impl Semantic<'_> {
                 }
                 other => other.and_then(Result::ok),
             };
-            if let Some(bridge) = &interface.bridge
-                && (bridge.is_empty() || bridge.len() > INTERFACE_NAME_MAX || bridge.contains(['/', ' ', ':']))
-            {
+            if let Some(bridge) = interface.bridge.as_ref().filter(|bridge| !is_interface_name(bridge)) {
                 let hint = "see `ip link show type bridge`";
-                say(self, "bridge", format!("{bridge:.80?} is no network interface's name"), Some(hint));
+                say(self, "bridge", format!("{} is no network interface's name", quoted(bridge)), Some(hint));
             }
             let name = match VmName::new(interface.name.clone()) {
                 Ok(name) => name,
                 Err(error) => {
-                    say(self, "name", format!("{:.80?} is no interface's name: {error}", interface.name), None);
+                    say(self, "name", format!("{} is no interface's name: {error}", quoted(&interface.name)), None);
                     continue;
                 }
             };
@@ -280,13 +278,20 @@ impl Semantic<'_> {
             let path = ["metadata", "annotations", key];
             if !known.contains(&key.as_str()) {
                 let hint = structure::nearest(key, known.into_iter()).map(|near| format!("did you mean `{near}`?"));
-                self.say(&path, format!("stead knows no annotation {key:.80}"), hint.as_deref());
+                self.say(&path, format!("stead knows no annotation {}", shown(key)), hint.as_deref());
             } else if key == spec::PRUNE_ANNOTATION && value != "disabled" {
-                let message = format!("{key} is {value:.80?}, expected disabled");
+                let message = format!("{key} is {}, expected disabled", quoted(value));
                 self.say(&path, message, Some("leave it out to let the VM be deleted with its manifest"));
             }
         }
     }
+}
+
+/// Whether the kernel can call an interface so (`dev_valid_name` of net/core/dev.c).
+fn is_interface_name(name: &str) -> bool {
+    // Its isspace() goes by bytes, and takes that of Latin-1's no-break space for one (lib/ctype.c).
+    let is_bad = |byte: u8| matches!(byte, b'/' | b':' | b' ' | b'\t'..=b'\r' | 0xa0 | 0);
+    (1..=INTERFACE_NAME_MAX).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(is_bad)
 }
 
 /// [`spec::Disk::has_own_file`] of a disk that is not known to be sound yet.

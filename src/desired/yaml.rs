@@ -87,7 +87,7 @@ impl Node {
             Value::Null => "nothing".to_owned(),
             Value::Bool(value) => format!("{value}, a boolean"),
             Value::Number(number) => format!("the number {number}"),
-            Value::Text(text) => format!("the text {text:.60?}"),
+            Value::Text(text) => format!("the text {}", quoted(text)),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a mapping".to_owned(),
         }
@@ -134,6 +134,21 @@ pub struct Document {
 /// Every document of a file. An error in one spoils no other.
 pub fn documents(text: &str) -> Vec<Document> {
     split(text).into_iter().filter_map(|(line, text)| parse(line, text)).collect()
+}
+
+/// The largest number up to which doubles count one by one (IEEE 754).
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+/// The most characters of somebody's text that are shown in a message about it.
+const SHOWN: usize = 80;
+
+/// A text as a message shows it: one line, and not without end.
+pub fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).flat_map(char::escape_debug).collect()
+}
+
+/// The same between quotes.
+pub fn quoted(text: &str) -> String {
+    format!("{:?}", text.chars().take(SHOWN).collect::<String>())
 }
 
 /// Splits at the markers between documents: `---` at the very start of a line, where no scalar can contain it (YAML 1.2,
@@ -201,7 +216,9 @@ fn first_line(line: u64, text: &str) -> u64 {
 fn one_line(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     let line = line.split(" at line ").next().unwrap_or(line);
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    // It may name a key or an anchor, which may be long.
+    line.chars().take(4 * SHOWN).collect()
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -252,6 +269,11 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        // JSON Schema, and so an editor, calls 2.0 a whole number. Beyond these no double is known to be one.
+        if value.fract() == 0.0 && value.abs() < WHOLE_MAX {
+            #[expect(clippy::cast_possible_truncation, reason = "it is whole, and far from the ends of an i64")]
+            return Ok(Value::Number((value as i64).into()));
+        }
         Ok(Number::from_f64(value).map_or_else(|| Value::Text(value.to_string()), Value::Number))
     }
 

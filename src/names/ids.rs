@@ -89,9 +89,7 @@ impl VmUid {
     /// Reads back what [`VmUid::process_id`] built, if `argument` is exactly of that shape and of this uid.
     pub fn incarnation_in(&self, argument: &str) -> Option<Incarnation> {
         let digits = argument.strip_prefix(&self.0.hyphenated().to_string())?.strip_prefix('-')?;
-        let number: u64 = digits.parse().ok()?;
-        // `+7` and `007` parse too, but stead never writes them.
-        (digits == number.to_string()).then_some(Incarnation(number))
+        Incarnation::read(digits)
     }
 
     /// The tap of this VM's network interface `interface`: `st` and 13 hex digits, which fills [`INTERFACE_NAME_MAX`].
@@ -230,15 +228,47 @@ impl fmt::Display for VmUid {
 
 /// One life of a VM's VMM; counts from 1 up, never down, also across deletion and re-creation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Incarnation(pub u64);
 
+/// Nobody has lived as often as a record or an argument says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("incarnation {0} is beyond {max}, the last one that is believed", max = Incarnation::MAX)]
+pub struct TooManyLives(u64);
+
 impl Incarnation {
+    /// The last one that is read back: one a microsecond for 285 years. After a higher one, which nothing but a broken record
+    /// or a liar has, the count would soon begin anew, and a VM be taken for its former self.
+    pub const MAX: u64 = 1 << 53;
+
     /// The life after this one.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
+
+    /// Reads back a number as stead writes it.
+    pub(super) fn read(digits: &str) -> Option<Self> {
+        Self::try_from(read_number(digits)?).ok()
+    }
+}
+
+impl TryFrom<u64> for Incarnation {
+    type Error = TooManyLives;
+    fn try_from(number: u64) -> Result<Self, TooManyLives> {
+        if number > Self::MAX { Err(TooManyLives(number)) } else { Ok(Self(number)) }
+    }
+}
+
+impl From<Incarnation> for u64 {
+    fn from(incarnation: Incarnation) -> Self {
+        incarnation.0
+    }
+}
+
+/// A number as stead writes it: `+7` and `007` parse too, but stead never writes them.
+pub(super) fn read_number(digits: &str) -> Option<u64> {
+    digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
 }
 
 impl fmt::Display for Incarnation {

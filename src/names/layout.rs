@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::ids::read_number;
 use super::{Backing, Incarnation, SOCKET_PATH_MAX, ShortUid, StateId, VmName, VmUid};
 
 /// Where one state keeps its files and sockets.
@@ -118,15 +119,14 @@ impl Layout {
     pub fn read_socket_name(&self, name: &VmName, file_name: &str) -> Option<(Incarnation, bool)> {
         let stem = file_name.strip_prefix(self.short_uid(name).as_str())?.strip_prefix('-')?.strip_suffix(".sock")?;
         let (digits, is_identity) = stem.strip_suffix(".id").map_or((stem, false), |digits| (digits, true));
-        let number: u64 = digits.parse().ok()?;
-        (digits == number.to_string()).then_some((Incarnation(number), is_identity))
+        Some((Incarnation::read(digits)?, is_identity))
     }
 
     /// Reads back whose socket a file name in the run folder is, whichever VM's it is.
     pub fn read_socket_owner(file_name: &str) -> Option<ShortUid> {
         let stem = file_name.strip_suffix(".sock")?;
         let (uid, number) = stem.strip_suffix(".id").unwrap_or(stem).split_once('-')?;
-        number.parse::<u64>().ok()?;
+        read_number(number)?;
         ShortUid::parse(uid)
     }
 
@@ -159,7 +159,7 @@ impl Layout {
     pub fn read_trash_entry(entry: &str) -> Option<(VmName, u64)> {
         // A VM's name contains no dot.
         let (name, seconds) = entry.split_once('.')?;
-        Some((VmName::new(name).ok()?, seconds.parse().ok()?))
+        Some((VmName::new(name).ok()?, read_number(seconds)?))
     }
 
     /// STATE/orphans.json: when each object was first seen that nothing accounts for.

@@ -48,7 +48,7 @@ fn accept(ledger: &mut Ledger, vm: &Vm, origin: &Origin, root: Option<FileId>) {
     let generation = match &ledger.accepted {
         None => 1,
         Some(before) if before.vm.spec == vm.spec => before.generation,
-        Some(before) => before.generation + 1,
+        Some(before) => before.generation.saturating_add(1),
     };
     // What can be seen of a folder may be nothing for a moment; what it was stays known.
     let root = root.or_else(|| ledger.accepted.as_ref().and_then(|before| before.root));

@@ -84,6 +84,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Flaw> {
         return Err(Flaw::Empty);
     }
     let value: Value = serde_json::from_slice(bytes).map_err(Flaw::Malformed)?;
+    // serde would take a list for a record too, field by field, and nobody would look at its version.
+    if !value.is_object() {
+        return Err(Flaw::Malformed(serde::de::Error::custom("no JSON object")));
+    }
     // The version is looked at first: a later format may differ in any other field.
     if let Some(found) = value.get("version").and_then(Value::as_u64).filter(|v| *v > u64::from(FORMAT_VERSION)) {
         return Err(Flaw::Newer { found });
@@ -111,7 +115,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::names::StateId;
+    use crate::names::{Incarnation, StateId};
 
     fn vm() -> (VmName, VmUid) {
         let name: VmName = "web".parse().unwrap();
@@ -130,6 +134,32 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_not_understood_is_the_same_after_a_rewrite() {
+        let (name, uid) = vm();
+        for number in ["0.1", "1.7976931348623157e308", "5e-324", "8.41e21", "2.2250738585072011e-308", "1e23"] {
+            let text = format!(r#"{{"version": 1, "name": "{name}", "uid": "{uid}", "future": {number}}}"#);
+            let ledger = parse_ledger(text.as_bytes(), &name, uid).unwrap();
+            assert_eq!(ledger.extra["future"].as_f64(), Some(number.parse().unwrap()), "{number}");
+            assert_eq!(parse_ledger(&encode(&ledger), &name, uid).unwrap(), ledger, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_life_after_which_the_count_would_begin_anew_is_not_believed() {
+        let (name, uid) = vm();
+        let ledger = |number: u64| {
+            let text = format!(r#"{{"version": 1, "name": "{name}", "uid": "{uid}", "incarnation": {number}}}"#);
+            parse_ledger(text.as_bytes(), &name, uid)
+        };
+        for number in [u64::MAX, Incarnation::MAX + 1] {
+            assert!(ledger(number).unwrap_err().to_string().contains("beyond"), "{number}");
+            assert_eq!(uid.incarnation_in(&uid.process_id(Incarnation(number))), None);
+        }
+        let last = ledger(Incarnation::MAX).unwrap().incarnation;
+        assert!(last.next() > last);
+    }
+
+    #[test]
     fn a_file_that_cannot_be_trusted_says_why() {
         let (name, uid) = vm();
         let sound = encode(&Ledger::new(name.clone(), uid));
@@ -140,6 +170,8 @@ mod tests {
         assert!(flaw(&sound[..sound.len() / 2]).starts_with("it is not what stead writes"));
         assert!(flaw(&[0; 4096]).starts_with("it is not what stead writes"));
         assert!(flaw(br#"{"version": 7}"#).contains("format version 7"));
+        assert!(parse_orphans(br"[7, {}]").unwrap_err().to_string().ends_with("no JSON object"));
+        assert!(parse_gates(br"[7, [], null]").unwrap_err().to_string().ends_with("no JSON object"));
         assert!(flaw(&encode(&Ledger::new(other, other_uid))).starts_with("it is of VM db"));
     }
 }

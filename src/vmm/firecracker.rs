@@ -113,7 +113,7 @@ pub fn read_state(status: u16, body: &[u8]) -> Result<GuestState, VmmError> {
         Some("Running") => Ok(GuestState::Running),
         Some("Paused") => Ok(GuestState::Paused),
         Some("Not started") => Ok(GuestState::NotStarted),
-        Some(other) => Err(VmmError::Nonsense(format!("state {other:?}"))),
+        Some(other) => Err(VmmError::Nonsense(format!("state `{other:.80}`"))),
         None => Err(VmmError::Nonsense("no field `state`".to_owned())),
     }
 }
@@ -128,7 +128,7 @@ pub fn read_done(status: u16, body: &[u8]) -> Result<(), VmmError> {
             let value: Option<Value> = serde_json::from_slice(body).ok();
             let fault = value.as_ref().and_then(|value| value.get("fault_message")).and_then(Value::as_str);
             let said = fault.map_or_else(|| String::from_utf8_lossy(body).trim().to_owned(), str::to_owned);
-            Err(VmmError::Refused(format!("{said} (HTTP status {status})")))
+            Err(VmmError::Refused(format!("{said:.400} (HTTP status {status})")))
         }
     }
 }
@@ -182,6 +182,8 @@ mod tests {
         assert!(matches!(read_state(200, br#"{"state":"Dreaming"}"#), Err(VmmError::Nonsense(_))));
         assert_eq!(read_state(503, b""), Err(VmmError::Busy));
         assert_eq!(read_done(204, b""), Ok(()));
+        let long = format!(r#"{{"fault_message":"{}"}}"#, "x".repeat(1 << 20));
+        assert!(read_done(400, long.as_bytes()).unwrap_err().to_string().len() < 500);
         let refused = read_done(400, br#"{"fault_message":"not now"}"#);
         assert_eq!(refused, Err(VmmError::Refused("not now (HTTP status 400)".to_owned())));
     }

@@ -35,9 +35,8 @@ impl Cgroups {
     /// Where cgroup2 is mounted as a whole and may be written to.
     fn root(&self) -> Result<&Path, String> {
         let root = self.root.get_or_init(|| {
-            let mounts =
-                fs::read_to_string("/proc/self/mountinfo").map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
-            let root = find_mount(&mounts).ok_or("no cgroup v2 hierarchy is mounted here")?;
+            let mounts = fs::read("/proc/self/mountinfo").map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
+            let root = super::proc::cgroup2_mount(&mounts).ok_or("no cgroup v2 hierarchy is mounted here")?;
             match rustix::fs::access(&root, rustix::fs::Access::WRITE_OK) {
                 Ok(()) => Ok(root),
                 Err(errno) => Err(format!("{} cannot be written to: {}", root.display(), io::Error::from(errno))),
@@ -212,16 +211,6 @@ fn tell(file: &Path, word: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(file)?.write_all(word.as_bytes())
 }
 
-/// The mount point of the whole cgroup2 hierarchy (proc_pid_mountinfo(5)).
-fn find_mount(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        (after.split(' ').next()? == "cgroup2" && root == "/").then(|| PathBuf::from(point))
-    })
-}
-
 /// Whether the cgroup is not there, or vanished under an open file.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
@@ -230,15 +219,6 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_whole_hierarchy_is_found_and_a_part_of_one_is_not() {
-        let v1 = "30 25 0:26 / /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu";
-        let v2 = "31 25 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw";
-        let part = "32 25 0:27 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
-        assert_eq!(find_mount(&[v1, part, v2].join("\n")), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(find_mount(&[v1, part].join("\n")), None);
-    }
 
     #[test]
     fn no_path_leaves_the_hierarchy() {

@@ -11,7 +11,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::io_thread::IoThread;
-use super::process::{Stat, has_ended, read_proc};
+use super::proc::Stat;
+use super::process::{has_ended, read_proc};
 use crate::host::{ProcessHandle, ProcessIdentity};
 use crate::state::ExitStatus;
 

@@ -9,14 +9,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
+use super::proc::{self, DeviceNumber as Number};
 use super::process;
 use crate::host::devices::Holder;
 
 /// The most that are named in an error.
 const NAMED: usize = 5;
-
-/// A device's number, major and minor.
-type Number = (u32, u32);
 
 /// Who has this block device open: processes by their open files; processes in whose mount namespace it is mounted, one
 /// for each namespace, their name followed by where; and, as pid 0, what in the kernel lies on it: device-mapper devices,
@@ -44,7 +42,7 @@ pub(super) fn of_device(device: &str) -> io::Result<Vec<Holder>> {
             continue;
         }
         let mounts = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        if let Some(place) = mount_of(&String::from_utf8_lossy(&mounts), &numbers, &sources) {
+        if let Some(place) = proc::mount_of(&String::from_utf8_lossy(&mounts), &numbers, &sources) {
             holders.push(Holder { pid, command: format!("{}, which has it mounted at {place}", command(pid)) });
         }
     }
@@ -63,7 +61,7 @@ pub(super) fn of_taps() -> io::Result<Vec<(String, Holder)>> {
             }
             let Some(number) = fd.file_name().and_then(|name| name.to_str()) else { continue };
             let info = process::read_proc(pid, &format!("fdinfo/{number}")).ok().flatten().unwrap_or_default();
-            taps.extend(interface_of(&String::from_utf8_lossy(&info)).map(str::to_owned));
+            taps.extend(proc::tun_interface(&String::from_utf8_lossy(&info)).map(str::to_owned));
         }
         found.extend(taps.into_iter().map(|tap| (tap, Holder { pid, command: command(pid) })));
     }
@@ -103,12 +101,7 @@ fn numbers_of(device: &str) -> io::Result<BTreeSet<Number>> {
 }
 
 fn number_in(file: &Path) -> Option<Number> {
-    parse_number(fs::read_to_string(file).ok()?.trim_end())
-}
-
-fn parse_number(text: &str) -> Option<Number> {
-    let (major, minor) = text.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
+    proc::device_number(fs::read_to_string(file).ok()?.trim_end())
 }
 
 /// What in the kernel lies on it. No process has it open for these.
@@ -146,24 +139,6 @@ fn number_of_block_device(path: &Path) -> Option<Number> {
     is_block_device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor))
 }
 
-/// Where one of these devices is mounted, by `/proc/PID/mountinfo` (proc_pid_mountinfo(5)). Some filesystems, such as
-/// btrfs, have a device number of their own there: these are told by their source.
-fn mount_of(mountinfo: &str, numbers: &BTreeSet<Number>, sources: &[String]) -> Option<String> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ');
-        let number = fields.nth(2).and_then(parse_number)?;
-        let place = fields.nth(1)?;
-        let source = filesystem.split(' ').nth(1)?;
-        (numbers.contains(&number) || sources.iter().any(|known| known == source)).then(|| place.to_owned())
-    })
-}
-
-/// The interface that an open file of a tun driver is attached to, by its `/proc/PID/fdinfo`.
-fn interface_of(fdinfo: &str) -> Option<&str> {
-    fdinfo.lines().find_map(|line| line.strip_prefix("iff:\t")).map(str::trim).filter(|name| !name.is_empty())
-}
-
 fn sorted_pids() -> io::Result<Vec<i32>> {
     let mut pids = process::numbers()?;
     pids.sort_unstable();
@@ -179,35 +154,4 @@ fn descriptors(pid: i32) -> Vec<PathBuf> {
 fn command(pid: i32) -> String {
     let comm = process::read_proc(pid, "comm").ok().flatten().unwrap_or_default();
     String::from_utf8_lossy(&comm).trim_end().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mount_is_told_by_its_device_or_else_by_its_source() {
-        let mountinfo = "\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
-30 22 0:25 / /sys rw shared:7 - sysfs sysfs rw
-41 22 253:3 / /mnt/a\\040b rw - ext4 /dev/mapper/stead-x rw
-42 22 0:52 / /btrfs rw shared:2 master:1 - btrfs /dev/loop3 rw
-43 22 253:30
-";
-        let at = |numbers: &[Number], sources: &[&str]| {
-            let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
-            mount_of(mountinfo, &numbers.iter().copied().collect(), &sources)
-        };
-        assert_eq!(at(&[(254, 0)], &[]).unwrap(), "/");
-        assert_eq!(at(&[(253, 3)], &[]).unwrap(), "/mnt/a\\040b");
-        assert_eq!(at(&[(7, 3)], &["/dev/loop3", "/dev/mapper/"]).unwrap(), "/btrfs");
-        assert_eq!(at(&[(253, 30)], &["/dev/dm-30"]), None);
-    }
-
-    #[test]
-    fn an_unattached_tun_file_has_no_interface() {
-        assert_eq!(interface_of("pos:\t0\nflags:\t0104002\niff:\tst1\n"), Some("st1"));
-        assert_eq!(interface_of("pos:\t0\niff:\t\n"), None);
-        assert_eq!(interface_of("pos:\t0\n"), None);
-    }
 }

@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod clock;
+pub mod conversation;
 mod device_mapper;
 mod devices;
 mod exits;
@@ -23,6 +24,7 @@ mod logs;
 mod loops;
 mod netlink;
 mod peer;
+pub mod proc;
 mod process;
 mod spawn;
 mod tap;

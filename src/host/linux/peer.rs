@@ -79,8 +79,7 @@ pub(super) fn peer_of(path: &Path, fd: &OwnedFd) -> SocketPeer {
 /// The pid behind a pidfd, from `/proc/self/fdinfo` (pidfd_open(2)); `None` when it has been reaped.
 fn pid_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
-    match pid {
+    match super::proc::pidfd_pid(&info) {
         Some(0) => Err(io::Error::other("the listener is in a pid namespace that cannot be seen from here")),
         Some(pid) if pid > 0 => Ok(Some(pid)),
         _ => Ok(None),

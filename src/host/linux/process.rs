@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::proc::{self, Stat};
 use crate::host::{ProcessHandle, ProcessIdentity, ProcessInfo};
 
 /// `f_type` of pidfs (`PID_FS_MAGIC` of linux/magic.h).
@@ -49,7 +50,7 @@ pub(super) fn inspect(process: &ProcessHandle) -> io::Result<Option<ProcessInfo>
     if !is_alive(process) {
         return Ok(None);
     }
-    Ok(Some(ProcessInfo { argv: split_arguments(&cmdline) }))
+    Ok(Some(ProcessInfo { argv: proc::split_arguments(&cmdline) }))
 }
 
 /// Whether it lives. A zombie does not; signalling it would succeed all the same, so the pidfd is asked: it is readable
@@ -93,7 +94,7 @@ pub(super) fn scan() -> io::Result<Vec<(i32, String)>> {
     for pid in numbers()? {
         // One that ended since, or that may not be looked at, is not one of ours.
         let Ok(Some(cmdline)) = read_proc(pid, "cmdline") else { continue };
-        let id = cmdline.split(|byte| *byte == 0).find_map(as_process_id);
+        let id = cmdline.split(|byte| *byte == 0).find_map(proc::as_process_id);
         found.extend(id.map(|id| (pid, id.to_owned())));
     }
     Ok(found)
@@ -108,25 +109,6 @@ pub(super) fn numbers() -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// The argument as text if it is exactly a UUID, `-` and a number, as `VmUid::process_id` writes it.
-fn as_process_id(argument: &[u8]) -> Option<&str> {
-    const UUID_LENGTH: usize = 36;
-    let text = std::str::from_utf8(argument).ok()?;
-    let (uuid, rest) = text.split_at_checked(UUID_LENGTH)?;
-    let digits = rest.strip_prefix('-')?;
-    let number: u64 = digits.parse().ok()?;
-    let parsed = uuid::Uuid::try_parse(uuid).ok()?;
-    (parsed.hyphenated().to_string() == uuid && number.to_string() == digits).then_some(text)
-}
-
-/// Empty for a process that is just ending: its memory is gone, its devices are not yet.
-fn split_arguments(cmdline: &[u8]) -> Vec<Vec<u8>> {
-    let Some(cmdline) = cmdline.strip_suffix(&[0]).or((!cmdline.is_empty()).then_some(cmdline)) else {
-        return Vec::new();
-    };
-    cmdline.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
-}
-
 /// A file of `/proc/PID`; `None` when the process is gone.
 pub(super) fn read_proc(pid: i32, file: &str) -> io::Result<Option<Vec<u8>>> {
     match fs::read(format!("/proc/{pid}/{file}")) {
@@ -135,32 +117,6 @@ pub(super) fn read_proc(pid: i32, file: &str) -> io::Result<Option<Vec<u8>>> {
         // The process ended between open and read.
         Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-/// What is needed of `/proc/PID/stat` (proc_pid_stat(5)).
-pub(super) struct Stat {
-    /// Field 3.
-    pub(super) state: u8,
-    /// Field 22, in clock ticks since boot.
-    pub(super) start_time: u64,
-    /// Field 52, as waitpid(2) would give it; meaningful for a zombie that may be looked at.
-    pub(super) exit_code: i32,
-}
-
-impl Stat {
-    pub(super) fn parse(bytes: &[u8]) -> io::Result<Self> {
-        let malformed = || super::error(io::ErrorKind::InvalidData, "/proc/PID/stat has a form that is not known");
-        // The name in field 2 may hold anything, also parentheses and blanks; no later field holds a parenthesis.
-        let end = bytes.iter().rposition(|byte| *byte == b')').ok_or_else(malformed)?;
-        let rest = std::str::from_utf8(&bytes[end + 1..]).map_err(|_| malformed())?;
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3).copied().ok_or_else(malformed);
-        Ok(Self {
-            state: field(3)?.as_bytes()[0],
-            start_time: field(22)?.parse().map_err(|_| malformed())?,
-            exit_code: field(52)?.parse().map_err(|_| malformed())?,
-        })
     }
 }
 
@@ -188,38 +144,4 @@ fn is_unreaped(pidfd: &OwnedFd) -> bool {
         )
     };
     result == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_uuid_with_a_plain_number_is_taken_for_an_id() {
-        let uuid = "6ba7b810-9dad-51d1-80b4-00c04fd430c8";
-        assert_eq!(as_process_id(format!("{uuid}-12").as_bytes()), Some(format!("{uuid}-12").as_str()));
-        for other in ["", "x", "-1", uuid, &format!("{uuid}-"), &format!("{uuid}-01"), &format!("{uuid}-+1")] {
-            assert_eq!(as_process_id(other.as_bytes()), None, "{other}");
-        }
-        assert_eq!(as_process_id(format!("guest={uuid}-1").as_bytes()), None);
-        assert_eq!(as_process_id(format!("{}-1", uuid.to_uppercase()).as_bytes()), None);
-        assert_eq!(as_process_id(format!("{}-1", uuid.replace('-', "")).as_bytes()), None);
-    }
-
-    #[test]
-    fn a_process_name_with_parentheses_does_not_shift_the_fields() {
-        let fields: Vec<String> = (3..=52).map(|number| number.to_string()).collect();
-        let line = format!("7 (a) Z (b) {}\n", fields.join(" "));
-        let stat = Stat::parse(line.as_bytes()).unwrap();
-        assert_eq!((stat.state, stat.start_time, stat.exit_code), (b'3', 22, 52));
-        assert!(Stat::parse(b"7 (a").is_err());
-        assert!(Stat::parse(b"7 (a) S 1").is_err());
-    }
-
-    #[test]
-    fn arguments_are_split_byte_for_byte() {
-        assert_eq!(split_arguments(b""), Vec::<Vec<u8>>::new());
-        assert_eq!(split_arguments(b"a\0\0b\0"), [b"a".to_vec(), b"".to_vec(), b"b".to_vec()]);
-        assert_eq!(split_arguments(b"a\0b"), [b"a".to_vec(), b"b".to_vec()]);
-    }
 }

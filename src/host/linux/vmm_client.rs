@@ -1,24 +1,17 @@
 //! Talking to a VMM: HTTP with Firecracker, QMP with QEMU. What is said and what a reply means is in [`crate::vmm`].
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use qapi::{ExecuteError, Qmp};
-
+use super::conversation::{self, REPLY_MAX};
 use super::io_thread::IoThread;
 use super::peer::{self, Connected};
 use crate::host::{GuestState, ProcessHandle, SocketPeer, VmmCommand, VmmError};
 use crate::spec::VmmKind;
-use crate::vmm::{firecracker, qemu};
-
-/// No reply that is waited for is longer.
-const REPLY_MAX: usize = 1 << 20;
+use crate::vmm::firecracker;
 
 /// Asks what the guest is doing.
 pub(super) fn query(
@@ -34,7 +27,8 @@ pub(super) fn query(
             firecracker::read_state(status, &body)
         }
         VmmKind::Qemu => {
-            qmp(socket, peer, bound, |qmp| Ok(qemu::read_state(qmp.execute(&qapi::qmp::query_status {})?.status)))
+            let (reader, writer) = qmp_connection(socket, peer, bound)?;
+            conversation::qmp_state(reader, writer, bound)
         }
     }
 }
@@ -53,14 +47,10 @@ pub(super) fn command(
             let (status, body) = http(io, socket, peer, firecracker::request(command), bound)?;
             firecracker::read_done(status, &body)
         }
-        VmmKind::Qemu => qmp(socket, peer, bound, |qmp| {
-            match command {
-                VmmCommand::Shutdown => qmp.execute(&qapi::qmp::system_powerdown {})?,
-                VmmCommand::Pause => qmp.execute(&qapi::qmp::stop {})?,
-                VmmCommand::Resume => qmp.execute(&qapi::qmp::cont {})?,
-            };
-            Ok(())
-        }),
+        VmmKind::Qemu => {
+            let (reader, writer) = qmp_connection(socket, peer, bound)?;
+            conversation::qmp_command(reader, writer, bound, command)
+        }
     }
 }
 
@@ -88,76 +78,27 @@ fn http(
     bound: Duration,
 ) -> Result<(u16, Vec<u8>), VmmError> {
     let stream = connect(socket, vmm)?;
-    match io.run(bound, exchange(stream, request)) {
+    let exchange = async move {
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| VmmError::Io(error.to_string()))?;
+        conversation::http(stream, request).await
+    };
+    match io.run(bound, exchange) {
         Ok(reply) => reply,
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(VmmError::TimedOut(bound)),
         Err(error) => Err(VmmError::Io(error.to_string())),
     }
 }
 
-/// One request and its reply.
-async fn exchange(stream: UnixStream, request: firecracker::Request) -> Result<(u16, Vec<u8>), VmmError> {
-    let failed = |error: &dyn std::error::Error| VmmError::Io(error.to_string());
-    let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| failed(&error))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-    // Ends with `sender`, and with it the connection.
-    let driver = tokio::spawn(connection);
-    let message = hyper::Request::builder()
-        .method(request.method)
-        .uri(request.path)
-        .header("host", "localhost")
-        .header("accept", "application/json")
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from_static(request.body.as_bytes())))
-        .map_err(|error| failed(&error))?;
-    let reply = sender
-        .send_request(message)
-        .await
-        .map_err(|error| if error.is_parse() { VmmError::Nonsense(error.to_string()) } else { failed(&error) })?;
-    let status = reply.status().as_u16();
-    // Refused for want of room, it closes at once; there is nothing more to read.
-    let body = Limited::new(reply.into_body(), REPLY_MAX).collect().await;
-    driver.abort();
-    match body {
-        Ok(body) => Ok((status, body.to_bytes().to_vec())),
-        Err(_) if status == 503 => Ok((status, Vec::new())),
-        Err(error) => Err(VmmError::Io(error.to_string())),
-    }
-}
-
-type QmpClient = Qmp<qapi::Stream<BufReader<Bounded>, Bounded>>;
-
-/// One conversation: greeting, capabilities, what `talk` says.
-fn qmp<T>(
-    socket: &Path,
-    vmm: &ProcessHandle,
-    bound: Duration,
-    talk: impl FnOnce(&mut QmpClient) -> Result<T, ExecuteError>,
-) -> Result<T, VmmError> {
+/// A connection to QEMU that no conversation outlives: what it says and what it is told.
+fn qmp_connection(socket: &Path, vmm: &ProcessHandle, bound: Duration) -> Result<(Bounded, Bounded), VmmError> {
     let stream = connect(socket, vmm)?;
     let deadline = Instant::now() + bound;
-    let failed = |error: ExecuteError| match error {
-        ExecuteError::Qapi(error) => VmmError::Refused(error.to_string()),
-        ExecuteError::Io(error) => match error.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => VmmError::TimedOut(bound),
-            io::ErrorKind::InvalidData => VmmError::Nonsense(error.to_string()),
-            _ => VmmError::Io(error.to_string()),
-        },
-    };
-    let converse = || -> Result<T, ExecuteError> {
+    let open = || -> io::Result<(Bounded, Bounded)> {
         stream.set_nonblocking(false)?;
-        let reader = BufReader::new(Bounded { stream: stream.try_clone()?, deadline, read: 0 });
-        let writer = Bounded { stream: stream.try_clone()?, deadline, read: 0 };
-        let mut qmp = Qmp::new(qapi::Stream::new(reader, writer));
-        // The library panics at an end where a greeting should be; QEMU ends so when it exits.
-        if qmp.inner_mut().fill_buf()?.is_empty() {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        qmp.handshake()?;
-        talk(&mut qmp)
+        let end = || Ok(Bounded { stream: stream.try_clone()?, deadline, read: 0 });
+        end().and_then(|reader| Ok((reader, end()?)))
     };
-    converse().map_err(failed)
+    open().map_err(|error| VmmError::Io(error.to_string()))
 }
 
 /// A stream whose every read and write together end at one deadline, and that gives no more than a bounded reply.
