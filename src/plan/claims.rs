@@ -58,6 +58,7 @@ impl Claims {
     }
 
     /// The same, while this VM was not looked at yet: what it holds is not known, so nobody else is given any image.
+    #[must_use]
     pub fn with_unseen(self, unseen: Option<VmName>) -> Self {
         Self { unseen, ..self }
     }

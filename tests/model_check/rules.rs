@@ -103,7 +103,7 @@ impl Rules {
         }
     }
 
-    fn of_misfortune(&self, state: &State, steps: &mut Vec<Step>) {
+    fn of_misfortune(state: &State, steps: &mut Vec<Step>) {
         let left = state.left;
         if state.daemon.is_some() && left.crashes > 0 {
             steps.push(Step::Crash);
@@ -206,7 +206,7 @@ impl Model for Rules {
             steps.push(Step::Tick);
         }
         if state.left.faults > 0 {
-            self.of_misfortune(state, steps);
+            Self::of_misfortune(state, steps);
         }
         if state.left.edits > 0 {
             Self::of_users(state, steps);

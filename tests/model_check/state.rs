@@ -99,6 +99,7 @@ pub struct Vmm {
 }
 
 /// One VM: its manifest, its files, what the kernel has of it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vm {
     pub manifest: Option<Decl>,

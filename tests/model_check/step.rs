@@ -57,10 +57,10 @@ impl Rules {
         self.agenda(state, 0, |agenda| {
             if event { agenda.list(listed, &gates, now) } else { agenda.list_again(listed, &gates, now) }
         });
-        self.note_listing(state, manifests);
+        Self::note_listing(state, manifests);
     }
 
-    fn note_listing(&self, state: &mut State, manifests: [Option<Decl>; 2]) {
+    fn note_listing(state: &mut State, manifests: [Option<Decl>; 2]) {
         let folder = state.folder;
         let Some(daemon) = &mut state.daemon else { return };
         let listed = if folder == Folder::Sound { manifests } else { [None; 2] };
@@ -93,7 +93,7 @@ impl Rules {
             assert_eq!(taken.map(|(taken, _)| taken).as_ref(), Some(name));
             agenda.wants_listing(name, now)
         });
-        if self.turn(state, index).is_some() {
+        if Self::turn(state, index).is_some() {
             state.breach = Some(Breach::TwoWorkers);
             return;
         }
@@ -115,14 +115,14 @@ impl Rules {
         self.look(state, index, sight);
     }
 
-    pub fn turn<'a>(&self, state: &'a State, index: usize) -> Option<&'a Turn> {
+    fn turn(state: &State, index: usize) -> Option<&Turn> {
         state.daemon.as_ref()?.slots[index].turn.as_ref()
     }
 
     /// A worker looks, plans, and either begins an action or ends its turn.
     pub fn look(&self, state: &mut State, index: usize, sight: Sight) {
         let sight = if state.stuck == Some(Stuck::Blind(index)) { Sight::Unknown } else { sight };
-        let Some(turn) = self.turn(state, index).cloned() else { return };
+        let Some(turn) = Self::turn(state, index).cloned() else { return };
         let vm = state.vms[index];
         if let Some(slot) = slot(state, index)
             && sight == Sight::Clear
@@ -241,33 +241,30 @@ impl Rules {
             }
             PlanAction::Teardown { grace_seconds, .. } => {
                 let later = Effect::Later(real::seen_of(observed));
-                match vm.vmm.filter(|_| observed.process.present().is_some()) {
-                    Some(vmm) => {
-                        let begun = vm.handles.valid().filter(|handles| {
-                            handles.incarnation == vmm.incarnation && handles.phase == Phase::Stopping
-                        });
-                        let handles = begun.unwrap_or_else(|| {
-                            effects.extend(aside(vm.handles == File::Flawed, Effect::DropHandles));
-                            let record = record_of(index, vm, observed, &vmm, Phase::Stopping);
-                            let grace =
-                                Duration::from_secs((*grace_seconds).into()).as_millis().div_ceil(TICK.as_millis());
-                            let handles = Handles { grace: u8::try_from(grace).unwrap(), ..record };
-                            effects.push(Effect::WriteHandles(handles));
-                            handles
-                        });
-                        let (ask, kill) = (Effect::Ask(vmm.incarnation), Effect::Kill(vmm.incarnation));
-                        effects.extend([if handles.grace == 0 { kill } else { ask }, later]);
+                if let Some(vmm) = vm.vmm.filter(|_| observed.process.present().is_some()) {
+                    let begun = vm
+                        .handles
+                        .valid()
+                        .filter(|handles| handles.incarnation == vmm.incarnation && handles.phase == Phase::Stopping);
+                    let handles = begun.unwrap_or_else(|| {
+                        effects.extend(aside(vm.handles == File::Flawed, Effect::DropHandles));
+                        let record = record_of(index, vm, observed, &vmm, Phase::Stopping);
+                        let grace = Duration::from_secs((*grace_seconds).into()).as_millis().div_ceil(TICK.as_millis());
+                        let handles = Handles { grace: u8::try_from(grace).unwrap(), ..record };
+                        effects.push(Effect::WriteHandles(handles));
+                        handles
+                    });
+                    let (ask, kill) = (Effect::Ask(vmm.incarnation), Effect::Kill(vmm.incarnation));
+                    effects.extend([if handles.grace == 0 { kill } else { ask }, later]);
+                } else {
+                    effects.extend(vm.objects.then_some(Effect::FreeObjects));
+                    let lived = vm.handles.valid().map_or(0, |handles| handles.incarnation);
+                    let ledger = real::small_ledger(index, &observed.ledger);
+                    if ledger.incarnation < lived {
+                        effects.extend(aside(vm.ledger == File::Flawed, Effect::DropLedger));
+                        effects.push(Effect::WriteLedger(Ledger { incarnation: lived, ..ledger }));
                     }
-                    None => {
-                        effects.extend(vm.objects.then_some(Effect::FreeObjects));
-                        let lived = vm.handles.valid().map_or(0, |handles| handles.incarnation);
-                        let ledger = real::small_ledger(index, &observed.ledger);
-                        if ledger.incarnation < lived {
-                            effects.extend(aside(vm.ledger == File::Flawed, Effect::DropLedger));
-                            effects.push(Effect::WriteLedger(Ledger { incarnation: lived, ..ledger }));
-                        }
-                        effects.extend((vm.handles != File::Missing).then_some(Effect::DropHandles));
-                    }
+                    effects.extend((vm.handles != File::Missing).then_some(Effect::DropHandles));
                 }
             }
             PlanAction::Pause => effects.push(Effect::Halt(true)),
@@ -444,12 +441,11 @@ fn record_of(index: usize, vm: &Vm, observed: &ObservedVm, vmm: &Vmm, phase: Pha
 fn is_justified(vm: &Vm, turn: &Turn) -> bool {
     let Some(vmm) = &vm.vmm else { return true };
     let never_ran = matches!(vmm.guest, Guest::Booting | Guest::Hung);
-    let is_wanted = match turn.manifest {
-        Some(manifest) => manifest == Decl::Stopped || memory(manifest) != memory(vmm.spec),
-        None => {
-            let is_absent = turn.folder == Folder::Sound && vm.missing.is_some_and(|ticks| ticks >= 1);
-            is_absent && vm.let_through.is_some_and(|at| at < 3)
-        }
+    let is_wanted = if let Some(manifest) = turn.manifest {
+        manifest == Decl::Stopped || memory(manifest) != memory(vmm.spec)
+    } else {
+        let is_absent = turn.folder == Folder::Sound && vm.missing.is_some_and(|ticks| ticks >= 1);
+        is_absent && vm.let_through.is_some_and(|at| at < 3)
     };
     vmm.doomed || never_ran || is_wanted
 }
