@@ -60,6 +60,7 @@ test-nested: need-cargo prepare ## Run the tests in an emulated host: device-map
 .PHONY: proof
 proof: need-cargo prepare ## Run what shows that no fault breaks a rule, at length: hours
 	STEAD_PAIRS=all STEAD_HISTORIES=1000000 STEAD_RACES=10000 $(CARGO) test --locked --profile proof --test sim -- --nocapture
+	STEAD_MODEL=full $(CARGO) test --locked --test model_check -- --test-threads 1 --nocapture
 	STEAD_KILLS=10000 $(CARGO) test --locked --test vmm kills_at_any_moment -- --nocapture
 	STEAD_SYSCALL_FAULTS=1 $(CARGO) test --locked --test vmm trouble_at_any_system_call -- --nocapture
 	STEAD_RUNS=1000 $(CARGO) test --locked --test host_linux simulated -- --nocapture

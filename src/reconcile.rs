@@ -1,8 +1,9 @@
 //! The control loop and the one-shot pass: what should exist, what does, the difference, the actions.
 //!
-//! `run` and `once` are the same engine; they differ in when they stop. The engine holds what was seen last and which
-//! VMs are to be looked at; `worker` gives each VM its turn.
+//! `run` and `once` are the same engine; they differ in when they stop. Its `agenda` holds what was seen last and which VMs
+//! are to be looked at, and decides about both without IO; `worker` gives each VM its turn.
 
+pub mod agenda;
 mod collect;
 mod engine;
 mod requests;
@@ -252,7 +253,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     // A turn that was begun is finished: each is bounded, and its records are whole then. One whose call hangs is left, as a
     // crash would leave it.
     let leave_at = tokio::time::Instant::now() + END_BOUND;
-    while engine.wakeups.working() > 0 {
+    while engine.agenda.wakeups.working() > 0 {
         engine.stop_waiting();
         tokio::select! {
             biased;

@@ -44,6 +44,17 @@ pub struct Wakeups {
     overdue: BTreeSet<VmName>,
 }
 
+/// How one VM stands in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Somebody works on it.
+    pub working: bool,
+    /// There is a reason to look at it that no worker has taken up.
+    pub woken: bool,
+    /// When it is looked at, at the latest.
+    pub deadline: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 struct Slot {
     reasons: BTreeSet<Reason>,
@@ -132,6 +143,20 @@ impl Wakeups {
     /// When the next deadline comes.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(when, _)| *when)
+    }
+
+    /// How this VM stands.
+    pub fn standing(&self, name: &VmName) -> Standing {
+        self.slots.get(name).map_or_else(Standing::default, |slot| Standing {
+            working: slot.working.is_some(),
+            woken: !slot.reasons.is_empty(),
+            deadline: slot.deadline,
+        })
+    }
+
+    /// Who waits for a worker, the next one first.
+    pub fn ready(&self) -> impl Iterator<Item = &VmName> {
+        self.ready.iter()
     }
 
     /// Whether nobody works and nobody waits for a worker. Deadlines may be set.

@@ -10,7 +10,11 @@ use crate::spec::{Disk, VmSpec};
 
 /// Who uses each image, by manifest or by holding it now.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Claims(BTreeMap<Image, Vec<Claim>>);
+pub struct Claims {
+    by_image: BTreeMap<Image, Vec<Claim>>,
+    /// A VM that was not looked at yet, and may hold any image.
+    unseen: Option<VmName>,
+}
 
 /// An image by device and inode where it could be looked at, since two paths may lead to one file; else by its path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +31,8 @@ struct Claim {
 }
 
 impl Claims {
-    /// The claims of every declared VM and of every VM in `seen` that may hold its images now.
+    /// The claims of every declared VM and of every VM in `seen` that may hold its images now. A VM whose manifest is broken,
+    /// or that is declared more than once, claims what its last good spec names, which stays in force.
     pub fn of<'a>(desired: &Desired, seen: impl Iterator<Item = (&'a VmName, &'a ObservedVm)>) -> Self {
         let mut claims = Self::default();
         for (name, declarations) in &desired.vms {
@@ -36,6 +41,10 @@ impl Claims {
             }
         }
         for (name, vm) in seen {
+            let accepted = vm.ledger.accepted.as_ref().filter(|_| goes_by_last_good(desired, name));
+            if let Some(accepted) = accepted {
+                claims.add(desired, name, &accepted.vm.spec, false);
+            }
             if vm.process.is_absent() && vm.record.handles().is_none() {
                 continue;
             }
@@ -48,10 +57,16 @@ impl Claims {
         claims
     }
 
+    /// The same, while this VM was not looked at yet: what it holds is not known, so nobody else is given any image.
+    #[must_use]
+    pub fn with_unseen(self, unseen: Option<VmName>) -> Self {
+        Self { unseen, ..self }
+    }
+
     fn add(&mut self, desired: &Desired, vm: &VmName, spec: &VmSpec, holds: bool) {
         for disk in &spec.disks {
             let claim = Claim { vm: vm.clone(), writes: disk.writes_image(), holds };
-            self.0.entry(image(desired, &disk.image)).or_default().push(claim);
+            self.by_image.entry(image(desired, &disk.image)).or_default().push(claim);
         }
     }
 
@@ -61,14 +76,26 @@ impl Claims {
         if let Some(why) = twice(desired, spec) {
             return Some(why);
         }
+        if let Some(unseen) = self.unseen.as_ref().filter(|unseen| !spec.disks.is_empty() && *unseen != vm) {
+            return Some(format!("VM {unseen} was not looked at yet, and may hold one of its images"));
+        }
         spec.disks.iter().find_map(|disk| {
-            let claims = self.0.get(&image(desired, &disk.image))?;
+            let claims = self.by_image.get(&image(desired, &disk.image))?;
             let had_it = booted.is_some_and(|booted| booted.disks.iter().any(|before| before.image == disk.image));
             let clashes =
                 |claim: &&Claim| claim.vm != *vm && (claim.writes || disk.writes_image()) && (claim.holds || !had_it);
             let other = claims.iter().find(clashes)?;
             Some(explain(disk, other))
         })
+    }
+}
+
+/// Whether what the manifests say of a VM cannot be taken up, so that its last good spec stays in force.
+pub fn goes_by_last_good(desired: &Desired, name: &VmName) -> bool {
+    match desired.vms.get(name).map(Vec::as_slice) {
+        None => false,
+        Some([only]) => only.vm.is_err(),
+        Some(_) => true,
     }
 }
 

@@ -142,8 +142,9 @@ fn judge(
         None => Some(Hold::SourceIncomplete(vec![format!("its source {} is not read", origin.source)])),
         Some(source) if !source.is_complete() => Some(Hold::SourceIncomplete(source.incomplete.clone())),
         Some(source) => {
-            let is_other = accepted.is_some_and(|accepted| accepted.root != source.root);
-            (source.empty && is_other).then_some(Hold::FolderReplaced)
+            // Without a ledger nobody knows which folder it was applied from: an empty one may be another.
+            let is_it = accepted.is_some_and(|accepted| accepted.root == source.root);
+            (source.empty && !is_it).then_some(Hold::FolderReplaced)
         }
     };
     let hold = hold.or_else(|| accepted.filter(|accepted| accepted.vm.prune_disabled()).map(|_| Hold::Protected));

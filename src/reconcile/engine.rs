@@ -1,4 +1,4 @@
-//! What the loop and the one-shot pass have in common: the queue, what was listed and seen last, and the workers.
+//! What the loop and the one-shot pass have in common: the agenda, and the workers that carry it out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,21 +9,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::agenda::{Agenda, Report};
 use super::upkeep::{self, Upkeep};
-use super::worker::{self, Report, Shared, Turn};
+use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, requests};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
 use crate::desired::load::Loader;
 use crate::names::VmName;
 use crate::observed::ObservedVm;
-use crate::plan::claims::Claims;
-use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan, gates};
+use crate::observed::snapshot::Shared as SharedLook;
+use crate::plan::claims::{Claims, goes_by_last_good};
+use crate::plan::{AllowPrune, Plan, gates};
 use crate::state::{GateState, encode};
-use crate::wakeups::{OVERDUE, Reason, Wakeups};
-
-/// How soon a failed action is tried again, at first and at most; it doubles in between.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+use crate::wakeups::{OVERDUE, Reason};
 
 /// How soon a VM is looked at again of which something is being freed by a call that hangs.
 const STUCK_POLL: Duration = Duration::from_secs(5);
@@ -31,41 +30,29 @@ const STUCK_POLL: Duration = Duration::from_secs(5);
 pub(super) struct Engine {
     shared: Arc<Shared>,
     loader: Loader,
-    allow: AllowPrune,
-    only: Option<VmName>,
-    desired: Arc<Desired>,
-    listed_at: Instant,
-    absences: Absences,
-    /// What each VM looked like at the end of its last turn.
-    seen: BTreeMap<VmName, Seen>,
+    pub(super) agenda: Agenda,
     asked: BTreeMap<VmName, Vec<(Request, oneshot::Sender<Reply>)>>,
     adoptions: Vec<(PathBuf, oneshot::Sender<Reply>)>,
     turns: JoinSet<(VmName, Box<Report>)>,
     progress_in: mpsc::UnboundedSender<Progress>,
     changes: usize,
-    pub(super) wakeups: Wakeups,
     upkeep: Upkeep,
     exits: mpsc::UnboundedReceiver<VmName>,
+    looks: mpsc::UnboundedReceiver<Box<ObservedVm>>,
 }
 
 /// Something that happened.
 pub(super) enum Event {
     /// A worker has ended its turn.
     TurnEnded(Result<(VmName, Box<Report>), JoinError>),
+    /// A VM was looked at for the first time.
+    Looked(Box<ObservedVm>),
     /// Its VMM has ended.
     Exited(VmName),
     /// Something that is done for the host as a whole has ended.
     UpkeepEnded(Result<upkeep::Ended, JoinError>),
     /// A moment came.
     Deadline,
-}
-
-struct Seen {
-    observed: ObservedVm,
-    plan: VmPlan,
-    failure: Option<String>,
-    failures: u32,
-    under_way: Option<String>,
 }
 
 impl Engine {
@@ -76,32 +63,26 @@ impl Engine {
         only: Option<VmName>,
     ) -> (Self, mpsc::UnboundedReceiver<Progress>) {
         let (exits_in, exits) = mpsc::unbounded_channel();
+        let (looks_in, looks) = mpsc::unbounded_channel();
         let (progress_in, progress) = mpsc::unbounded_channel();
         if let Err(error) = stead.host.sweep_temporaries(&stead.layout.state_dir) {
             tracing::warn!("sweeping temporary files: {error}");
         }
         let loader = stead.loader();
         let gates = stead.gates();
-        // What an earlier stead let through goes on, if it is still absent.
-        let let_through = gates.deletions.iter().map(|deletion| (deletion.name.clone(), deletion.at.clone()));
-        let absences = Absences { since: let_through.collect() };
+        let agenda = Agenda::new(stead.settings.policy.clone(), allow, only, &gates, &stead.host.now());
         let engine = Self {
-            shared: Arc::new(Shared::new(stead, gates, exits_in)),
+            shared: Arc::new(Shared::new(stead, gates, exits_in, looks_in)),
             loader,
-            allow,
-            only,
-            desired: Arc::new(Desired::default()),
-            listed_at: Instant::now(),
-            absences,
-            seen: BTreeMap::new(),
+            agenda,
             asked: BTreeMap::new(),
             adoptions: Vec::new(),
             turns: JoinSet::new(),
             progress_in,
             changes: 0,
-            wakeups: Wakeups::default(),
             upkeep: Upkeep::default(),
             exits,
+            looks,
         };
         (engine, progress)
     }
@@ -119,9 +100,22 @@ impl Engine {
     /// Lists the manifests again and wakes every VM whose declarations changed, or that came or went.
     pub(super) fn relist(&mut self, unsettled: &BTreeSet<PathBuf>) {
         let listed = Arc::new(self.loader.load(unsettled));
-        self.listed_at = Instant::now();
-        let before = std::mem::replace(&mut self.desired, listed);
-        let desired = Arc::clone(&self.desired);
+        let gates = worker::lock(&self.shared.gates).clone();
+        let before = self.agenda.list(listed, &gates, &self.stead().host.now());
+        self.tell_of_listing(&before);
+    }
+
+    /// The same, when nothing is known to have happened in the folder.
+    fn list_again(&mut self) {
+        let listed = Arc::new(self.loader.load(&BTreeSet::new()));
+        let gates = worker::lock(&self.shared.gates).clone();
+        let before = self.agenda.list_again(listed, &gates, &self.stead().host.now());
+        self.tell_of_listing(&before);
+    }
+
+    /// Says what is wrong with the manifests, when that changed.
+    fn tell_of_listing(&self, before: &Desired) {
+        let desired = &self.agenda.desired;
         for problem in desired.problems.iter().filter(|problem| !before.problems.contains(problem)) {
             tracing::warn!("{}", problem.one_line());
         }
@@ -131,107 +125,60 @@ impl Engine {
                 tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
             }
         }
-        let names: BTreeSet<&VmName> = before.vms.keys().chain(desired.vms.keys()).collect();
-        for name in names {
-            if before.vms.get(name) != desired.vms.get(name) {
-                self.wake(name, Reason::Manifest);
-            }
-        }
-        // A source that became complete, or another folder in its place, decides about VMs that it does not declare.
-        let undeclared: Vec<VmName> =
-            self.seen.keys().filter(|name| !desired.vms.contains_key(*name)).cloned().collect();
-        let sources_changed = before.sources != desired.sources;
-        self.note_absences(&undeclared);
-        for name in undeclared.iter().filter(|_| sources_changed) {
-            self.wake(name, Reason::Manifest);
-        }
-        // Which of several VMs may use an image depends on all of them.
-        if before.images != desired.images {
-            self.wake_unmet();
-        }
-    }
-
-    fn wake_unmet(&mut self) {
-        let held: Vec<VmName> =
-            self.seen.iter().filter(|(_, seen)| has_unmet(&seen.plan)).map(|(name, _)| name.clone()).collect();
-        for name in held {
-            self.wake(&name, Reason::Manifest);
-        }
-    }
-
-    /// An event in the folder restarts the wait of every VM that it does not declare.
-    fn note_absences(&mut self, undeclared: &[VmName]) {
-        let now = self.stead().host.now().deadline(Duration::ZERO);
-        self.absences.since.retain(|name, _| !self.desired.vms.contains_key(name));
-        // One whose deletion was let through waits no more.
-        let let_through: BTreeSet<VmName> =
-            worker::lock(&self.shared.gates).deletions.iter().map(|deletion| deletion.name.clone()).collect();
-        for name in undeclared {
-            let since = self.absences.since.entry(name.clone()).or_insert_with(|| now.clone());
-            if !let_through.contains(name) {
-                since.clone_from(&now);
-            }
-        }
     }
 
     /// Wakes every VM that is declared, recorded or was seen.
     pub(super) fn wake_all(&mut self, reason: Reason) -> Result<(), ReconcileError> {
-        let known = super::known_vms(self.stead(), &self.shared.looker())?;
-        let names: BTreeSet<VmName> =
-            known.into_iter().chain(self.desired.vms.keys().cloned()).chain(self.seen.keys().cloned()).collect();
-        for name in &names {
-            self.wake(name, reason);
-        }
-        if self.only.is_none() {
+        let recorded = super::known_vms(self.stead(), &self.shared.looker())?;
+        self.agenda.wake_all(recorded, reason);
+        let Some(only) = self.agenda.only.clone() else {
             self.upkeep.survey(&self.shared);
+            return Ok(());
+        };
+        // The others get no turn, but they may hold its images.
+        for name in self.agenda.unseen.clone().into_iter().filter(|name| *name != only) {
+            let observed = self.shared.looker().look(&name, &SharedLook::default());
+            self.agenda.first_look(observed);
         }
         Ok(())
     }
 
     /// The net under all events: everything is listed and looked at again.
     pub(super) fn resync(&mut self, reason: Reason) -> Result<(), ReconcileError> {
-        let since = self.absences.clone();
-        self.relist(&BTreeSet::new());
-        // A resync is no event in the folder: it restarts no wait.
-        self.absences.since.extend(since.since.into_iter().filter(|(name, _)| !self.desired.vms.contains_key(name)));
+        self.list_again();
         self.wake_all(reason)
-    }
-
-    fn wake(&mut self, name: &VmName, reason: Reason) {
-        if self.only.as_ref().is_none_or(|only| only == name) {
-            self.wakeups.wake(name, reason);
-        }
     }
 
     /// Gives as many waiting VMs their turn as may be worked on at once.
     pub(super) fn dispatch(&mut self) {
         // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
-        self.wakeups.promote(Instant::now());
+        self.agenda.wakeups.promote(Instant::now());
         self.upkeep.promote(&self.shared);
         self.see_who_is_stuck();
-        if !self.upkeep.lets_turns_begin(self.wakeups.working(), &self.shared) {
+        if !self.upkeep.lets_turns_begin(self.agenda.wakeups.working(), &self.shared) {
             return;
         }
         if !self.adoptions.is_empty() {
             // Adoption may name any VM: it waits until nobody works, and nobody begins until it is done.
-            if self.wakeups.working() > 0 {
+            if self.agenda.wakeups.working() > 0 {
                 return;
             }
             self.adopt_now();
         }
-        while self.wakeups.taken() < self.stead().settings.parallel {
-            let Some((name, reasons)) = self.wakeups.take(Instant::now()) else { return };
+        while self.agenda.wakeups.taken() < self.stead().settings.parallel {
+            let Some((name, reasons)) = self.agenda.wakeups.take(Instant::now()) else { return };
             if self.is_being_freed(&name) {
-                self.wakeups.finish(&name);
-                self.wakeups.wake_at(&name, Instant::now() + STUCK_POLL);
+                self.agenda.wakeups.finish(&name);
+                self.agenda.wakeups.wake_at(&name, Instant::now() + STUCK_POLL);
                 continue;
             }
             let verdict = self.verdict_for(&name);
             let turn = Turn {
                 verdict,
+                tells_first_look: self.agenda.unseen.contains(&name),
                 claims: self.claims_for(&name),
                 reasons,
-                desired: Arc::clone(&self.desired),
+                desired: Arc::clone(&self.agenda.desired),
                 requests: self.asked.remove(&name).unwrap_or_default(),
                 progress: self.progress_in.clone(),
                 name: name.clone(),
@@ -243,10 +190,10 @@ impl Engine {
 
     /// A worker that is overdue is left to itself: who waits for it is told, and others have their turns.
     fn see_who_is_stuck(&mut self) {
-        for name in self.wakeups.find_overdue(Instant::now()) {
+        for name in self.agenda.wakeups.find_overdue(Instant::now()) {
             tracing::warn!(vm = %name, "a call to the host has hung for {OVERDUE:?}; the other VMs go on without it");
         }
-        let Some(stuck) = self.wakeups.overdue().next() else { return };
+        let Some(stuck) = self.agenda.wakeups.overdue().next() else { return };
         // Both wait for a moment in which nobody works, and such a moment may never come.
         let why = format!("VM {stuck} is stuck in a call to the host that hangs; ask again when that is over");
         for (_, reply) in self.adoptions.drain(..) {
@@ -263,24 +210,12 @@ impl Engine {
 
     /// What the gates say of a VM that no manifest declares; they are asked only about such.
     fn verdict_for(&mut self, name: &VmName) -> Option<gates::Verdict> {
-        if self.desired.vms.contains_key(name) {
-            return None;
-        }
         let now = self.stead().host.now();
-        if let Some(since) = self.absences.since.get(name).cloned() {
-            let delay = self.stead().settings.policy.prune_delay;
-            let waited = now.since(&since).unwrap_or_default();
-            // Absence must outlast a second full listing, made after the delay.
-            if waited >= delay && self.listed_at.elapsed() + delay > waited {
-                let absences = self.absences.clone();
-                self.relist(&BTreeSet::new());
-                let desired = Arc::clone(&self.desired);
-                self.absences
-                    .since
-                    .extend(absences.since.into_iter().filter(|(name, _)| !desired.vms.contains_key(name)));
-            }
-        } else {
-            self.absences.since.insert(name.clone(), now.deadline(Duration::ZERO));
+        if self.agenda.wants_listing(name, &now) {
+            self.list_again();
+        }
+        if self.agenda.desired.vms.contains_key(name) {
+            return None;
         }
         let verdicts = self.verdicts();
         if let Some(commit) = &verdicts.commit
@@ -302,35 +237,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Who uses which image; only a VM with disks asks.
-    fn claims_for(&self, name: &VmName) -> Claims {
-        let declarations = self.desired.vms.get(name).into_iter().flatten();
+    /// Who uses which image; only a VM that may have disks asks.
+    fn claims_for(&mut self, name: &VmName) -> Claims {
+        let unseen = self.agenda.unseen_beside(name).cloned();
+        let desired = &self.agenda.desired;
+        let declared = desired.vms.get(name).into_iter().flatten();
         let has_disks =
-            declarations.filter_map(|declaration| declaration.vm.as_ref().ok()).any(|vm| !vm.spec.disks.is_empty());
-        if has_disks { Claims::of(&self.desired, self.seen()) } else { Claims::default() }
-    }
-
-    fn seen(&self) -> impl Iterator<Item = (&VmName, &ObservedVm)> {
-        self.seen.iter().map(|(name, seen)| (name, &seen.observed))
+            declared.filter_map(|declaration| declaration.vm.as_ref().ok()).any(|vm| !vm.spec.disks.is_empty());
+        if !has_disks && !goes_by_last_good(desired, name) {
+            return Claims::default();
+        }
+        Claims::of(desired, self.agenda.observed()).with_unseen(unseen)
     }
 
     fn verdicts(&self) -> gates::Verdicts {
-        let now = self.stead().host.now();
         let gates = worker::lock(&self.shared.gates).clone();
-        gates::decide(
-            &self.desired,
-            self.seen(),
-            &gates,
-            &self.absences,
-            &self.stead().settings.policy,
-            self.allow,
-            &now,
-        )
+        self.agenda.verdicts(&gates, &self.stead().host.now())
     }
 
     /// The next thing that happens to a VM. May be dropped and called again without losing anything.
     pub(super) async fn event(&mut self) -> Event {
-        let deadlines = [self.wakeups.next_deadline(), self.wakeups.next_overdue(), self.upkeep.next_deadline()];
+        let deadlines =
+            [self.agenda.wakeups.next_deadline(), self.agenda.wakeups.next_overdue(), self.upkeep.next_deadline()];
         let deadline = deadlines.into_iter().flatten().min();
         let deadline = async move {
             match deadline {
@@ -343,6 +271,7 @@ impl Engine {
             // An empty set of turns gives `None` at once, which disables its branch.
             Some(ended) = self.turns.join_next() => Event::TurnEnded(ended),
             Some(ended) = self.upkeep.ended() => Event::UpkeepEnded(ended),
+            Some(observed) = self.looks.recv() => Event::Looked(observed),
             Some(name) = self.exits.recv() => Event::Exited(name),
             () = deadline => Event::Deadline,
         }
@@ -353,9 +282,11 @@ impl Engine {
         match event {
             Event::TurnEnded(ended) => {
                 let (name, report) = ended.map_err(ReconcileError::Worker)?;
-                self.absorb(name, *report);
+                self.changes += report.changes;
+                self.agenda.end_turn(name, *report, Instant::now());
             }
-            Event::Exited(name) => self.wakeups.wake(&name, Reason::Exited),
+            Event::Looked(observed) => self.agenda.first_look(*observed),
+            Event::Exited(name) => self.agenda.wakeups.wake(&name, Reason::Exited),
             Event::UpkeepEnded(ended) => {
                 let ended = ended.map_err(ReconcileError::Worker)?;
                 self.changes += self.upkeep.take_in(ended, &self.shared);
@@ -367,49 +298,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes in how a turn ended, and when the VM is to be looked at again.
-    fn absorb(&mut self, name: VmName, report: Report) {
-        self.wakeups.finish(&name);
-        self.changes += report.changes;
-        let failures = match &report.failure {
-            Some(_) => self.seen.get(&name).map_or(0, |seen| seen.failures) + 1,
-            None => 0,
-        };
-        let retry = (failures > 0).then(|| RETRY.0.saturating_mul(1 << (failures - 1).min(16)).min(RETRY.1));
-        if let Some(wait) = [report.wake, retry].into_iter().flatten().min() {
-            self.wakeups.wake_at(&name, Instant::now() + wait);
-        }
-        let is_gone = report.observed.process.is_absent() && report.observed.record.handles().is_none();
-        let held_before = self.seen.get(&name).is_some_and(|seen| !seen.observed.process.is_absent());
-        if is_gone && held_before {
-            // What it held may be what another VM waits for.
-            self.wake_unmet();
-        }
-        if worker::is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
-            self.absences.since.remove(&name);
-            self.seen.remove(&name);
-            return;
-        }
-        let Report { observed, plan, failure, under_way, .. } = report;
-        self.seen.insert(name, Seen { observed, plan, failure, failures, under_way });
-    }
-
     /// Takes in what somebody asked for; the answer follows when it is on record.
     pub(super) fn ask(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
         match request {
             Request::Restart { ref name } | Request::Delete { ref name } => {
                 let name = name.clone();
                 self.asked.entry(name.clone()).or_default().push((request, reply));
-                self.wakeups.wake(&name, Reason::Request);
+                self.agenda.wakeups.wake(&name, Reason::Request);
             }
             Request::Approve { digest } => {
                 let held = self.verdicts().digest;
                 let mut gates = worker::lock(&self.shared.gates);
                 let answer = requests::approve(&self.shared.stead, &mut gates, held.as_deref(), &digest);
                 drop(gates);
-                let undeclared: Vec<VmName> = self.absences.since.keys().cloned().collect();
+                let undeclared: Vec<VmName> = self.agenda.absences.since.keys().cloned().collect();
                 for name in undeclared {
-                    self.wake(&name, Reason::Request);
+                    self.agenda.wake(&name, Reason::Request);
                 }
                 let _ = reply.send(answer);
             }
@@ -425,7 +329,7 @@ impl Engine {
         for (dir, reply) in std::mem::take(&mut self.adoptions) {
             let (answer, names) = requests::adopt(&self.shared.stead, &self.shared.memory, &self.shared.scan, &dir);
             for name in names {
-                self.wake(&name, Reason::Request);
+                self.agenda.wake(&name, Reason::Request);
             }
             let _ = reply.send(answer);
         }
@@ -445,29 +349,29 @@ impl Engine {
 
     /// How many VMs something was begun on that will be finished soon, and what the first waits for.
     pub(super) fn waiting_for(&self) -> Option<(usize, String)> {
-        let mut waiting = self.seen.iter().filter_map(|(name, seen)| Some((name, seen.under_way.as_ref()?)));
+        let mut waiting = self.agenda.seen.iter().filter_map(|(name, seen)| Some((name, seen.under_way.as_ref()?)));
         let (name, why) = waiting.next()?;
         Some((1 + waiting.count(), format!("{name}: {why}")))
     }
 
     /// Whether a one-shot pass is through.
     pub(super) fn is_through(&self) -> bool {
-        self.waiting_for().is_none() && self.wakeups.is_idle() && !self.upkeep.is_busy()
+        self.waiting_for().is_none() && self.agenda.wakeups.is_idle() && !self.upkeep.is_busy()
     }
 
     /// Lets go of what is still under way: the time ran out.
     pub(super) fn stop_waiting(&mut self) {
         self.shared.memory.images.close();
         self.upkeep.stop();
-        for seen in self.seen.values_mut() {
+        for seen in self.agenda.seen.values_mut() {
             seen.under_way = None;
         }
-        self.wakeups.clear();
+        self.agenda.wakeups.clear();
     }
 
     /// Says who is left to themselves: they did not end in the time that they were given.
     pub(super) fn leave(&self) {
-        for (name, since) in self.wakeups.at_work() {
+        for (name, since) in self.agenda.wakeups.at_work() {
             let time = since.elapsed();
             tracing::warn!(vm = %name, "left as it is: a call to the host has hung for {time:.0?}; the next stead goes on");
         }
@@ -476,17 +380,13 @@ impl Engine {
     /// What the pass came to.
     pub(super) fn outcome(self, timed_out: bool) -> Outcome {
         let digest = self.verdicts().digest;
-        let failures = self.seen.iter().filter_map(|(name, seen)| Some((name.clone(), seen.failure.clone()?)));
-        let stuck = self.wakeups.at_work().map(|(name, since)| {
+        let failures = self.agenda.seen.iter().filter_map(|(name, seen)| Some((name.clone(), seen.failure.clone()?)));
+        let stuck = self.agenda.wakeups.at_work().map(|(name, since)| {
             (name.clone(), format!("a call to the host has hung for {:.0?}; the next pass goes on", since.elapsed()))
         });
         let failures = failures.chain(stuck).collect();
-        let vms = self.seen.into_iter().map(|(name, seen)| (name, seen.plan)).collect();
-        let problems = self.desired.problems.clone();
+        let vms = self.agenda.seen.into_iter().map(|(name, seen)| (name, seen.plan)).collect();
+        let problems = self.agenda.desired.problems.clone();
         Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, timed_out }
     }
-}
-
-fn has_unmet(plan: &VmPlan) -> bool {
-    plan.holds.iter().any(|hold| matches!(hold, Hold::Unmet(_)))
 }

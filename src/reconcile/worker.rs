@@ -1,11 +1,13 @@
 //! One VM's turn: look, plan, act, and look again, until there is nothing to do now.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::agenda::{Report, UNKNOWN_POLL, is_forgotten, wake_after};
 use super::{Memory, Progress, Stead, requests};
 use crate::act::{ActError, Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
@@ -25,12 +27,6 @@ use crate::wakeups::Reason;
 
 /// Looks in one turn, at most: a VM that still wants something then is queued again behind the others.
 const MOST_ROUNDS: usize = 12;
-/// How soon a guest that should be running by now is asked for the first time, and how often later on: the wait is a
-/// quarter of the time already waited, between these two.
-const START_POLL: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
-/// How soon a VM is looked at again whose identity could not be told.
-const UNKNOWN_POLL: Duration = Duration::from_secs(5);
-
 /// What all turns share.
 pub(super) struct Shared {
     pub(super) stead: Stead,
@@ -41,6 +37,7 @@ pub(super) struct Shared {
     watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
     statuses: Mutex<BTreeMap<VmName, Arc<Status>>>,
     exits: mpsc::UnboundedSender<VmName>,
+    looks: mpsc::UnboundedSender<Box<ObservedVm>>,
 }
 
 /// What one turn goes by.
@@ -52,20 +49,10 @@ pub(super) struct Turn {
     pub(super) verdict: Option<Verdict>,
     /// Who uses which image.
     pub(super) claims: Claims,
+    /// Whether others wait to hear what it holds: told as soon as it was looked at, since its turn may take long.
+    pub(super) tells_first_look: bool,
     pub(super) requests: Vec<(Request, oneshot::Sender<Reply>)>,
     pub(super) progress: mpsc::UnboundedSender<Progress>,
-}
-
-/// How one turn ended.
-pub(super) struct Report {
-    pub(super) observed: ObservedVm,
-    pub(super) plan: VmPlan,
-    pub(super) changes: usize,
-    pub(super) failure: Option<String>,
-    /// Look again after this long, at the latest.
-    pub(super) wake: Option<Duration>,
-    /// Whether something was begun that will be finished soon: a one-shot pass waits for it.
-    pub(super) under_way: Option<String>,
 }
 
 /// How the actions of one round ended.
@@ -79,7 +66,12 @@ enum Round {
 }
 
 impl Shared {
-    pub(super) fn new(stead: Stead, gates: GateState, exits: mpsc::UnboundedSender<VmName>) -> Self {
+    pub(super) fn new(
+        stead: Stead,
+        gates: GateState,
+        exits: mpsc::UnboundedSender<VmName>,
+        looks: mpsc::UnboundedSender<Box<ObservedVm>>,
+    ) -> Self {
         let ended = exits.clone();
         let wake: Wake = Arc::new(move |name| {
             // The loop may have ended before what the VM waited for did.
@@ -93,6 +85,7 @@ impl Shared {
             watched: Mutex::default(),
             statuses: Mutex::default(),
             exits,
+            looks,
         }
     }
 
@@ -102,7 +95,7 @@ impl Shared {
 
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
     pub(super) fn work(&self, turn: Turn) -> Report {
-        let Turn { name, reasons, desired, verdict, claims, requests, progress } = turn;
+        let Turn { name, reasons, desired, verdict, claims, tells_first_look, requests, progress } = turn;
         for (request, reply) in requests {
             let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
             // Whoever asked may have gone away; what was asked for is on record all the same.
@@ -115,10 +108,15 @@ impl Shared {
         let actor = self.stead.actor(&self.memory, &facts);
         let mut events = Vec::new();
         let claims = Box::new(claims);
+        let tells_first_look = Cell::new(tells_first_look);
         let plan_by = |observed: &ObservedVm| {
             let now = self.stead.host.now();
             let policy = &self.stead.settings.policy;
             let context = Context { desired: &desired, claims: &claims, facts: &facts, policy, now: &now };
+            if tells_first_look.take() {
+                // The loop may have ended.
+                let _ = self.looks.send(Box::new(observed.clone()));
+            }
             (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
         let report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
@@ -306,34 +304,9 @@ fn tell_holds(report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
     }
 }
 
-/// Whether nothing is left of the VM but what outlives its deletion.
-pub(super) fn is_forgotten(observed: &ObservedVm, plan: &VmPlan) -> bool {
-    observed.ledger.accepted.is_none()
-        && observed.record == crate::observed::Record::Missing
-        && observed.process.is_absent()
-        && plan.holds.is_empty()
-        && plan.actions.is_empty()
-}
-
 fn under_way(plan: &VmPlan) -> Option<String> {
     let wait = |hold: &&Hold| matches!(hold, Hold::Starting | Hold::PruneDelay(_));
     plan.holds.iter().find(wait).map(ToString::to_string)
-}
-
-/// When to look again at a VM for which there is nothing to do now.
-fn wake_after(plan: &VmPlan, observed: &ObservedVm, now: &Now) -> Option<Duration> {
-    let deadline = plan.wake.as_ref().map(|wake| now.until(wake).unwrap_or_default());
-    let poll = plan.holds.iter().find_map(|hold| match hold {
-        // Nobody tells when a VMM's API comes up; it does within milliseconds.
-        Hold::Starting => {
-            let began = observed.record.handles().and_then(|handles| handles.began.as_ref());
-            let waited = began.and_then(|began| now.since(began)).unwrap_or_default();
-            Some((waited / 4).clamp(START_POLL.0, START_POLL.1))
-        }
-        Hold::Unread(_) | Hold::IdentityUnknown(_) | Hold::Unhealthy(_) | Hold::Unmet(_) => Some(UNKNOWN_POLL),
-        _ => None,
-    });
-    [deadline, poll].into_iter().flatten().min()
 }
 
 /// Known holes of the VMM that runs this VM.

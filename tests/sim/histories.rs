@@ -474,3 +474,45 @@ fn a_host_ends_as_its_last_manifests_say_whatever_happened_to_it() {
     });
     println!("{count} histories: {:?}", tallies.into_iter().sum::<Tally>());
 }
+
+/// It runs on although nobody declares it any more, and whoever comes next, also a stead that has just begun, knows.
+#[test]
+fn an_image_that_a_vm_without_a_manifest_holds_is_given_to_nobody_else() {
+    let bed = Bed::new(0);
+    bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
+    let data = bed.file("data.img").display().to_string();
+    let text = |name: &str| vm(&bed, name, &format!("  disks: [{{name: data, image: {data}, mode: direct}}]\n"));
+    let protected = "metadata: {annotations: {stead.dev/prune: disabled}, ";
+    bed.apply("zoo.yaml", &text("zoo").replace("metadata: {", protected));
+    bed.converge("it runs");
+    bed.remove("zoo.yaml");
+    // Its turn comes before that of the one that holds the image.
+    bed.apply("ant.yaml", &text("ant"));
+    for _ in 0..3 {
+        bed.converge("one runs, the other one waits");
+        assert_eq!(bed.machine.vmms().len(), 1, "{:#?}", bed.machine.objects());
+    }
+    bed.no_rule_is_broken("one writes");
+}
+
+/// Its last good spec is in force, and is held against who uses its images, also when its manifest says nothing sound.
+#[test]
+fn a_vm_whose_manifest_is_broken_is_no_second_writer_of_an_image() {
+    let bed = Bed::new(0);
+    let data = bed.file("data.img").display().to_string();
+    let text = |name: &str| vm(&bed, name, &format!("  disks: [{{name: data, image: {data}, mode: direct}}]\n"));
+    bed.apply("first.yaml", &text("first"));
+    bed.converge("the first one runs");
+    // Its user breaks it, and means the second one to have the image.
+    bed.apply("first.yaml", &text("first").replace("memory", "memroy"));
+    bed.apply("second.yaml", &text("second"));
+    for _ in 0..4 {
+        for pid in bed.machine.vmms() {
+            bed.machine.kill(pid);
+        }
+        bed.machine.wait(Duration::from_secs(400));
+        bed.converge("whoever is first has it");
+        assert_eq!(bed.machine.vmms().len(), 1, "{:#?}", bed.machine.objects());
+        bed.no_rule_is_broken("one writes, the other one waits");
+    }
+}

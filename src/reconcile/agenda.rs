@@ -1,0 +1,341 @@
+//! Who is to be looked at, and when: the last listing, what each VM looked like when its last turn ended, since when each
+//! undeclared one is missing, and who waits for a turn.
+//!
+//! No IO and no clock: the engine brings what it read and the moment at which it did. The model check drives the same code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::desired::Desired;
+use crate::names::VmName;
+use crate::observed::{ObservedVm, Record};
+use crate::plan::{Absences, AllowPrune, Hold, Policy, VmPlan, gates};
+use crate::state::GateState;
+use crate::time::{Deadline, Now};
+use crate::wakeups::{Reason, Wakeups};
+
+/// How soon a failed action is tried again, at first and at most; it doubles in between.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How soon a guest that should be running by now is asked for the first time, and how often later on: the wait is a
+/// quarter of the time already waited, between these two.
+const START_POLL: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
+/// How soon a VM is looked at again whose identity could not be told.
+pub const UNKNOWN_POLL: Duration = Duration::from_secs(5);
+
+/// What the loop goes by between one event and the next. Lost with a crash, except what the gates wrote down.
+#[derive(Debug)]
+pub struct Agenda {
+    /// Bounds and waits.
+    pub policy: Policy,
+    /// Deletions let through beyond the prune cap.
+    pub allow: AllowPrune,
+    /// Only this VM is looked at.
+    pub only: Option<VmName>,
+    /// The last listing.
+    pub desired: Arc<Desired>,
+    /// When it was made.
+    pub listed_at: Deadline,
+    /// VMs that it does not declare.
+    pub absences: Absences,
+    /// What each VM looked like at the end of its last turn.
+    pub seen: BTreeMap<VmName, Seen>,
+    /// VMs with records, of which this stead does not know yet what they hold.
+    pub unseen: BTreeSet<VmName>,
+    /// VMs whose turn began while there were such.
+    pub ahead: BTreeSet<VmName>,
+    /// Who waits for a turn, and who has it.
+    pub wakeups: Wakeups,
+}
+
+/// What a VM looked like at the end of its last turn.
+#[derive(Debug)]
+pub struct Seen {
+    /// What existed of it.
+    pub observed: ObservedVm,
+    /// What was left to do about it.
+    pub plan: VmPlan,
+    /// What failed.
+    pub failure: Option<String>,
+    /// Turns in a row in which something failed.
+    pub failures: u32,
+    /// Something was begun that will be finished soon: what it waits for.
+    pub under_way: Option<String>,
+}
+
+/// How one turn ended.
+#[derive(Debug)]
+pub struct Report {
+    /// What existed of the VM at the last look.
+    pub observed: ObservedVm,
+    /// What is left to do about it.
+    pub plan: VmPlan,
+    /// Actions carried out.
+    pub changes: usize,
+    /// What failed.
+    pub failure: Option<String>,
+    /// Look again after this long, at the latest.
+    pub wake: Option<Duration>,
+    /// Whether something was begun that will be finished soon: a one-shot pass waits for it.
+    pub under_way: Option<String>,
+}
+
+impl Agenda {
+    /// That of a stead that has just begun, and has listed nothing yet. What an earlier one let through goes on, if it is
+    /// still absent.
+    pub fn new(policy: Policy, allow: AllowPrune, only: Option<VmName>, gates: &GateState, now: &Now) -> Self {
+        let let_through = gates.deletions.iter().map(|deletion| (deletion.name.clone(), deletion.at.clone()));
+        Self {
+            policy,
+            allow,
+            only,
+            desired: Arc::new(Desired::default()),
+            listed_at: now.deadline(Duration::ZERO),
+            absences: Absences { since: let_through.collect() },
+            seen: BTreeMap::new(),
+            unseen: BTreeSet::new(),
+            ahead: BTreeSet::new(),
+            wakeups: Wakeups::default(),
+        }
+    }
+
+    /// Takes in a listing that an event in the folder led to, and wakes every VM whose declarations changed, or that came
+    /// or went. Gives the listing before.
+    pub fn list(&mut self, listed: Arc<Desired>, gates: &GateState, now: &Now) -> Arc<Desired> {
+        self.listed_at = now.deadline(Duration::ZERO);
+        let before = std::mem::replace(&mut self.desired, listed);
+        let desired = Arc::clone(&self.desired);
+        let names: BTreeSet<&VmName> = before.vms.keys().chain(desired.vms.keys()).collect();
+        for name in names {
+            if before.vms.get(name) != desired.vms.get(name) {
+                self.wake(name, Reason::Manifest);
+            }
+        }
+        // A source that became complete, or another folder in its place, decides about VMs that it does not declare.
+        let undeclared: Vec<VmName> =
+            self.seen.keys().filter(|name| !desired.vms.contains_key(*name)).cloned().collect();
+        self.note_absences(&undeclared, gates, now);
+        for name in undeclared.iter().filter(|_| before.sources != desired.sources) {
+            self.wake(name, Reason::Manifest);
+        }
+        // Which of several VMs may use an image depends on all of them.
+        if before.images != desired.images {
+            self.wake_unmet();
+        }
+        before
+    }
+
+    /// Takes in a listing that was made for another reason: it is no event in the folder, and restarts no wait. Unless it
+    /// shows that there was one which nobody told of, such as a mount that came back: what is missing from an incomplete
+    /// listing is not yet missing.
+    pub fn list_again(&mut self, listed: Arc<Desired>, gates: &GateState, now: &Now) -> Arc<Desired> {
+        let waits = self.absences.since.clone();
+        let before = self.list(listed, gates, now);
+        if before.sources == self.desired.sources {
+            self.absences.since.extend(waits.into_iter().filter(|(name, _)| !self.desired.vms.contains_key(name)));
+        }
+        before
+    }
+
+    /// An event in the folder restarts the wait of every VM that it does not declare.
+    fn note_absences(&mut self, undeclared: &[VmName], gates: &GateState, now: &Now) {
+        let now = now.deadline(Duration::ZERO);
+        self.absences.since.retain(|name, _| !self.desired.vms.contains_key(name));
+        // One whose deletion was let through waits no more.
+        let let_through: BTreeSet<&VmName> = gates.deletions.iter().map(|deletion| &deletion.name).collect();
+        for name in undeclared {
+            let since = self.absences.since.entry(name.clone()).or_insert_with(|| now.clone());
+            if !let_through.contains(name) {
+                since.clone_from(&now);
+            }
+        }
+    }
+
+    /// Wakes every VM that is declared, `recorded` or was seen.
+    pub fn wake_all(&mut self, recorded: BTreeSet<VmName>, reason: Reason) {
+        self.unseen = recorded.iter().filter(|name| !self.seen.contains_key(*name)).cloned().collect();
+        let mut names = recorded;
+        names.extend(self.desired.vms.keys().chain(self.seen.keys()).cloned());
+        for name in &names {
+            self.wake(name, reason);
+        }
+    }
+
+    /// Wakes one VM, if it is one to be looked at.
+    pub fn wake(&mut self, name: &VmName, reason: Reason) {
+        if self.only.as_ref().is_none_or(|only| only == name) {
+            self.wakeups.wake(name, reason);
+        }
+    }
+
+    /// A VM that was not looked at yet, other than this one, if any: this turn, which begins, goes without knowing what it holds.
+    pub fn unseen_beside(&mut self, name: &VmName) -> Option<&VmName> {
+        if !self.unseen.is_empty() {
+            self.ahead.insert(name.clone());
+        }
+        self.unseen.iter().find(|unseen| *unseen != name)
+    }
+
+    /// Takes in what a VM looked like when its first turn began: from then on it is known what it holds.
+    pub fn first_look(&mut self, observed: ObservedVm) {
+        if !self.unseen.remove(&observed.name) {
+            return;
+        }
+        let name = observed.name.clone();
+        let seen = Seen { observed, plan: VmPlan::default(), failure: None, failures: 0, under_way: None };
+        self.seen.entry(name).or_insert(seen);
+        if self.unseen.is_empty() {
+            self.wake_unmet();
+        }
+    }
+
+    fn wake_unmet(&mut self) {
+        let held: Vec<VmName> =
+            self.seen.iter().filter(|(_, seen)| has_unmet(&seen.plan)).map(|(name, _)| name.clone()).collect();
+        for name in held {
+            self.wake(&name, Reason::Manifest);
+        }
+    }
+
+    /// Whether the folder is to be listed again before the gates are asked about this VM, whose turn begins: absence must
+    /// outlast a second full listing, made after the delay. Both are told by the boot clock: one that stood still while the
+    /// host was suspended would take the listing from before for one made since.
+    pub fn wants_listing(&mut self, name: &VmName, now: &Now) -> bool {
+        if self.desired.vms.contains_key(name) {
+            return false;
+        }
+        let Some(since) = self.absences.since.get(name) else {
+            self.absences.since.insert(name.clone(), now.deadline(Duration::ZERO));
+            return false;
+        };
+        let delay = self.policy.prune_delay;
+        let waited = now.since(since).unwrap_or_default();
+        let listed = now.since(&self.listed_at).unwrap_or_default();
+        waited >= delay && listed + delay > waited
+    }
+
+    /// What the gates say of every VM that the last listing does not declare.
+    pub fn verdicts(&self, gates: &GateState, now: &Now) -> gates::Verdicts {
+        gates::decide(&self.desired, self.observed(), gates, &self.absences, &self.policy, self.allow, now)
+    }
+
+    /// What existed of each VM at the end of its last turn.
+    pub fn observed(&self) -> impl Iterator<Item = (&VmName, &ObservedVm)> {
+        self.seen.iter().map(|(name, seen)| (name, &seen.observed))
+    }
+
+    /// Takes in how a turn ended at `at`, and when the VM is to be looked at again.
+    pub fn end_turn(&mut self, name: VmName, report: Report, at: Instant) {
+        self.wakeups.finish(&name);
+        let was_last = self.unseen.remove(&name) && self.unseen.is_empty();
+        if self.ahead.remove(&name) && self.unseen.is_empty() && has_unmet(&report.plan) {
+            // What it did not know when it began is known now.
+            self.wake(&name, Reason::Manifest);
+        }
+        let failures = match &report.failure {
+            Some(_) => self.seen.get(&name).map_or(0, |seen| seen.failures) + 1,
+            None => 0,
+        };
+        let retry = (failures > 0).then(|| RETRY.0.saturating_mul(1 << (failures - 1).min(16)).min(RETRY.1));
+        if let Some(wait) = [report.wake, retry].into_iter().flatten().min() {
+            self.wakeups.wake_at(&name, at + wait);
+        }
+        let is_gone = report.observed.process.is_absent() && report.observed.record.handles().is_none();
+        let held_before = self.seen.get(&name).is_some_and(|seen| !seen.observed.process.is_absent());
+        if was_last || is_gone && held_before {
+            // What it held, or what was not known of it, may be what another VM waits for.
+            self.wake_unmet();
+        }
+        if is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
+            self.absences.since.remove(&name);
+            self.seen.remove(&name);
+            return;
+        }
+        let Report { observed, plan, failure, under_way, .. } = report;
+        self.seen.insert(name, Seen { observed, plan, failure, failures, under_way });
+    }
+}
+
+fn has_unmet(plan: &VmPlan) -> bool {
+    plan.holds.iter().any(|hold| matches!(hold, Hold::Unmet(_)))
+}
+
+/// Whether nothing is left of the VM but what outlives its deletion.
+pub fn is_forgotten(observed: &ObservedVm, plan: &VmPlan) -> bool {
+    observed.ledger.accepted.is_none()
+        && observed.record == Record::Missing
+        && observed.process.is_absent()
+        && plan.holds.is_empty()
+        && plan.actions.is_empty()
+}
+
+/// When to look again at a VM for which there is nothing to do now.
+pub fn wake_after(plan: &VmPlan, observed: &ObservedVm, now: &Now) -> Option<Duration> {
+    let deadline = plan.wake.as_ref().map(|wake| now.until(wake).unwrap_or_default());
+    let poll = plan.holds.iter().find_map(|hold| match hold {
+        // Nobody tells when a VMM's API comes up; it does within milliseconds.
+        Hold::Starting => {
+            let began = observed.record.handles().and_then(|handles| handles.began.as_ref());
+            let waited = began.and_then(|began| now.since(began)).unwrap_or_default();
+            Some((waited / 4).clamp(START_POLL.0, START_POLL.1))
+        }
+        Hold::Unread(_) | Hold::IdentityUnknown(_) | Hold::Unhealthy(_) | Hold::Unmet(_) => Some(UNKNOWN_POLL),
+        _ => None,
+    });
+    [deadline, poll].into_iter().flatten().min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{FileId, SourceName, SourceState};
+    use crate::names::StateId;
+    use crate::time::BootId;
+
+    fn now(second: u64) -> Now {
+        Now { boot_id: BootId("boot".into()), boot_ms: second * 1000, wall: jiff::Timestamp::UNIX_EPOCH }
+    }
+
+    #[test]
+    fn a_listing_from_before_the_host_was_suspended_is_not_taken_for_the_second_one() {
+        let (web, gates): (VmName, _) = ("web".parse().unwrap(), GateState::default());
+        let mut agenda = Agenda::new(Policy::default(), AllowPrune::default(), None, &gates, &now(0));
+        agenda.list(Arc::new(Desired::default()), &gates, &now(10));
+        assert!(!agenda.wants_listing(&web, &now(10)), "its absence is noted, and has to last");
+        assert!(!agenda.wants_listing(&web, &now(12)));
+        assert!(agenda.wants_listing(&web, &now(13)), "the delay is over");
+        // An hour of sleep, in which no timer ran and nobody listed anything.
+        assert!(agenda.wants_listing(&web, &now(3_610)));
+        agenda.list_again(Arc::new(Desired::default()), &gates, &now(3_610));
+        assert!(!agenda.wants_listing(&web, &now(3_610)));
+    }
+
+    /// A listing of a folder that declares nothing, read or not.
+    fn listing(is_complete: bool) -> Arc<Desired> {
+        let incomplete = if is_complete { Vec::new() } else { vec!["it cannot be read".to_owned()] };
+        let state = SourceState { incomplete, root: Some(FileId { device: 1, inode: 1 }), empty: true };
+        let sources = [(SourceName("manifests".to_owned()), state)].into();
+        Arc::new(Desired { sources, ..Desired::default() })
+    }
+
+    #[test]
+    fn what_is_missing_from_an_incomplete_listing_is_not_yet_missing() {
+        let (web, gates): (VmName, _) = ("web".parse().unwrap(), GateState::default());
+        let mut agenda = Agenda::new(Policy::default(), AllowPrune::default(), None, &gates, &now(0));
+        agenda.list(listing(false), &gates, &now(10));
+        agenda.wants_listing(&web, &now(10));
+        let uid = StateId::derive("m", std::path::Path::new("/s")).uid(&web);
+        let observed = ObservedVm::nothing(web.clone(), uid);
+        let held = VmPlan { holds: vec![Hold::SourceIncomplete(Vec::new())], ..VmPlan::default() };
+        let report = Report { observed, plan: held, changes: 0, failure: None, wake: None, under_way: None };
+        agenda.end_turn(web.clone(), report, Instant::now());
+        // It is read again, as after a mount that came back: nobody tells of that, and a full pass finds it.
+        agenda.list_again(listing(true), &gates, &now(3_600));
+        assert_eq!(agenda.absences.since.get(&web), Some(&now(3_600).deadline(Duration::ZERO)));
+        // From then on a full pass restarts no wait.
+        agenda.list_again(listing(true), &gates, &now(3_602));
+        assert_eq!(agenda.absences.since.get(&web), Some(&now(3_600).deadline(Duration::ZERO)));
+    }
+}
