@@ -325,7 +325,8 @@ fn a_process_that_only_looks_like_a_vmm_is_never_signalled() {
     }
     bed.converge("the VMMs died");
     all_live("the VMMs died");
-    (bed.remove("vm0.yaml"), bed.remove("vm1.yaml"));
+    bed.remove("vm0.yaml");
+    bed.remove("vm1.yaml");
     bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
     bed.converge("they are deleted");
     bed.ask(&Request::Gc);
