@@ -1,6 +1,7 @@
 //! The socket of a running `stead run`, RUN/ID/stead.sock, through which acting commands ask it.
 //!
-//! One JSON object a line, one reply a line. Only the user that runs stead, and root, are answered.
+//! One JSON object a line, one reply a line. Only the user that runs stead, and root, are answered. A client that closes its
+//! side before the answer has given up: nobody waits on its behalf any more.
 
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -217,7 +218,12 @@ async fn serve_one<H: Handler>(stream: tokio::net::UnixStream, handler: &H) -> i
         timeout(CLIENT_PATIENCE, reader.read_until(b'\n', &mut line)).await??;
         match (line.last(), serde_json::from_slice(&line)) {
             (None, _) => return Ok(()),
-            (Some(b'\n'), Ok(request)) => handler.handle(request).await,
+            (Some(b'\n'), Ok(request)) => tokio::select! {
+                biased;
+                reply = handler.handle(request) => reply,
+                // Else clients that were interrupted would hold every connection for as long as what they asked for takes.
+                () = has_gone(&mut reader) => return Ok(()),
+            },
             (Some(b'\n'), Err(error)) => {
                 refused(format!("stead {} does not understand this request: {error}", env!("CARGO_PKG_VERSION")))
             }
@@ -228,6 +234,19 @@ async fn serve_one<H: Handler>(stream: tokio::net::UnixStream, handler: &H) -> i
     answer.push(b'\n');
     timeout(CLIENT_PATIENCE, write.write_all(&answer)).await??;
     Ok(())
+}
+
+/// Comes when the client has closed its side. What else it may send is not read as a request.
+async fn has_gone(reader: &mut (impl AsyncBufReadExt + Unpin)) {
+    loop {
+        match reader.fill_buf().await {
+            Ok(more) if !more.is_empty() => {
+                let length = more.len();
+                reader.consume(length);
+            }
+            Ok(_) | Err(_) => return,
+        }
+    }
 }
 
 fn refused(message: String) -> Reply {
@@ -318,6 +337,49 @@ mod tests {
         let _silent: Vec<_> =
             (1..CONNECTIONS_MAX).map(|_| UnixStream::connect(layout.control_socket()).unwrap()).collect();
         assert!(asked(&layout, Request::Ping, BOUND).await.unwrap().is_some());
+    }
+
+    /// Takes requests and never answers; tells who waits for it.
+    struct Deaf(tokio::sync::watch::Sender<usize>);
+    impl Handler for Deaf {
+        async fn handle(&self, request: Request) -> Reply {
+            struct Waits<'a>(&'a tokio::sync::watch::Sender<usize>);
+            impl Drop for Waits<'_> {
+                fn drop(&mut self) {
+                    self.0.send_modify(|waiting| *waiting -= 1);
+                }
+            }
+            if request == Request::Ping {
+                return Reply::Pong { version: "9".into(), pid: 7 };
+            }
+            self.0.send_modify(|waiting| *waiting += 1);
+            let _waits = Waits(&self.0);
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_gives_up_at_any_point_keeps_no_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = layout(folder.path());
+        let (waiting_in, mut waiting) = tokio::sync::watch::channel(0);
+        tokio::spawn(serve(bind(&layout).unwrap(), Arc::new(Deaf(waiting_in))));
+        let line = b"{\"request\":\"gc\"}\n";
+        for sent in 0..=line.len() {
+            let mut clients = Vec::new();
+            for _ in 0..CONNECTIONS_MAX {
+                let mut client = UnixStream::connect(layout.control_socket()).unwrap();
+                client.write_all(&line[..sent]).unwrap();
+                clients.push(client);
+            }
+            if sent == line.len() {
+                timeout(BOUND, waiting.wait_for(|waiting| *waiting == CONNECTIONS_MAX)).await.unwrap().unwrap();
+            }
+            drop(clients);
+            let pong = asked(&layout, Request::Ping, BOUND).await;
+            assert!(matches!(pong, Ok(Some(Reply::Pong { .. }))), "{sent} bytes of a request were sent: {pong:?}");
+            timeout(BOUND, waiting.wait_for(|waiting| *waiting == 0)).await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -297,4 +297,35 @@ mod tests {
         wakeups.finish(&vm("a"));
         assert!(wakeups.take(now).is_some());
     }
+
+    /// Stopping clears the queue, at whatever point of a VM's way through it: who works ends as ever, no slot stays taken, and
+    /// what comes later has its turn.
+    #[test]
+    fn a_wait_for_a_slot_that_is_cancelled_at_any_point_leaves_the_slot_free() {
+        let now = Instant::now();
+        let steps: &[fn(&mut Wakeups, Instant)] = &[
+            |wakeups, now| wakeups.wake_at(&vm("a"), now + OVERDUE),
+            |wakeups, _| wakeups.wake(&vm("a"), Reason::Startup),
+            |wakeups, now| drop(wakeups.take(now)),
+            |wakeups, _| wakeups.wake(&vm("a"), Reason::Request),
+            |wakeups, now| wakeups.wake_at(&vm("a"), now + OVERDUE),
+            |wakeups, now| drop(wakeups.find_overdue(now + OVERDUE)),
+            |wakeups, _| wakeups.finish(&vm("a")),
+            |wakeups, now| drop(wakeups.take(now)),
+            |wakeups, _| wakeups.finish(&vm("a")),
+        ];
+        for cut in 0..=steps.len() {
+            let mut wakeups = Wakeups::default();
+            steps[..cut].iter().for_each(|step| step(&mut wakeups, now));
+            let at_work = wakeups.working();
+            wakeups.clear();
+            assert_eq!(wakeups.working(), at_work, "cleared after step {cut}: who works goes on");
+            assert_eq!((wakeups.take(now), wakeups.next_deadline()), (None, None), "nobody waits any more");
+            wakeups.finish(&vm("a"));
+            assert!(wakeups.is_idle() && wakeups.slots.is_empty(), "cleared after step {cut}: {wakeups:?}");
+            assert_eq!((wakeups.working(), wakeups.taken(), wakeups.next_overdue()), (0, 0, None));
+            wakeups.wake(&vm("a"), Reason::Startup);
+            assert!(wakeups.take(now).is_some(), "cleared after step {cut}: a later wakeup is not lost");
+        }
+    }
 }

@@ -216,6 +216,36 @@ fn two_actors_on_one_state_the_second_says_so_and_exits_75() {
 }
 
 #[test]
+fn a_command_that_waits_for_the_lock_ends_when_it_is_interrupted() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let (home, layout) = Home::new().with_state();
+    for (index, args) in [&["reconcile", "--once"][..], &["run"], &["restart", "web"]].into_iter().enumerate() {
+        for signal in [Signal::INT, Signal::TERM] {
+            let lock = File::create(layout.lock()).unwrap();
+            lock.lock().unwrap();
+            let mut child = home.command(args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+            // It has the file open once it waits; before that it is cancelled at another point, each time.
+            let opened = || {
+                let files = std::fs::read_dir(format!("/proc/{}/fd", child.id())).into_iter().flatten().flatten();
+                files.filter_map(|file| file.path().read_link().ok()).any(|file| file == layout.lock())
+            };
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while index > 0 && !opened() {
+                assert!(Instant::now() < deadline, "{args:?} never gets to the lock");
+                std::thread::yield_now();
+            }
+            let began = Instant::now();
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            let status = child.wait().unwrap();
+            assert!(!status.success(), "{args:?}: {status}");
+            assert!(began.elapsed() < Duration::from_millis(900), "{args:?}: it waits on: {:?}", began.elapsed());
+            drop(lock);
+            File::open(layout.lock()).unwrap().try_lock().unwrap_or_else(|error| panic!("{args:?}: {error}"));
+        }
+    }
+}
+
+#[test]
 fn colours_are_only_where_they_are_wanted() {
     let home = Home::new();
     let colored = |command: &mut Command| stderr(&command.output().unwrap()).contains('\x1b');

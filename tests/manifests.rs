@@ -353,6 +353,21 @@ fn a_data_link_swap_is_followed_inside_the_folder() {
 }
 
 #[test]
+fn a_change_counts_though_neither_length_nor_time_tell_of_it() {
+    let mut folder = Folder::new();
+    folder.write("web.yaml", GOOD);
+    let path = folder.0.path().join("web.yaml");
+    let first = path.metadata().unwrap();
+    assert_eq!(folder.load().vms["web"][0].vm.as_ref().unwrap().spec.cpus, 2);
+    // What a file system with a coarse clock says, and whoever restores a file with its times (cp -p, tar, rsync -t).
+    folder.write("web.yaml", GOOD.replace("cpus: 2", "cpus: 3"));
+    fs::File::options().write(true).open(&path).unwrap().set_modified(first.modified().unwrap()).unwrap();
+    let second = path.metadata().unwrap();
+    assert_eq!((first.len(), first.modified().unwrap()), (second.len(), second.modified().unwrap()));
+    assert_eq!(folder.load().vms["web"][0].vm.as_ref().unwrap().spec.cpus, 3);
+}
+
+#[test]
 fn two_files_with_one_name_are_two_declarations() {
     let mut folder = Folder::new();
     folder.write("a.yaml", GOOD);

@@ -121,4 +121,49 @@ mod tests {
         });
         assert_eq!(locks.lock(OTHER, LONG).unwrap_err(), ImageLockError::Cancelled);
     }
+
+    /// The holder lets go, the waiter begins to wait and stead stops in any order and at once: whoever waited has the lock or
+    /// was told, and it is free when all are done.
+    #[test]
+    fn a_wait_that_is_cancelled_at_any_moment_leaves_no_lock_behind() {
+        let mut ends = [0, 0];
+        for round in 0..2_000_u32 {
+            let locks = ImageLocks::default();
+            let held = locks.lock(IMAGE, LONG).unwrap();
+            let turns = |count: u32| (0..count).for_each(|_| std::hint::spin_loop());
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| locks.lock(IMAGE, LONG).map(drop));
+                let closer = scope.spawn(|| {
+                    turns(round % 37 * 50);
+                    locks.close();
+                });
+                turns(round % 41 * 50);
+                drop(held);
+                match waiter.join().unwrap() {
+                    Ok(()) => ends[0] += 1,
+                    Err(error) => {
+                        assert_eq!(error, ImageLockError::Cancelled);
+                        ends[1] += 1;
+                    }
+                }
+                closer.join().unwrap();
+            });
+            assert!(locks.state().held.is_empty(), "round {round}");
+        }
+        println!("{} went on, {} were cancelled", ends[0], ends[1]);
+    }
+
+    #[test]
+    fn a_wait_that_times_out_leaves_the_lock_to_its_holder_and_then_to_the_next() {
+        let locks = ImageLocks::default();
+        let held = locks.lock(IMAGE, LONG).unwrap();
+        for bound in [Duration::ZERO, Duration::from_millis(1)] {
+            assert_eq!(locks.lock(IMAGE, bound).unwrap_err(), ImageLockError::TimedOut(bound));
+            assert_eq!(locks.state().held.len(), 1);
+        }
+        drop(held);
+        // It is free: also whoever may not wait at all gets it.
+        assert!(locks.lock(IMAGE, Duration::ZERO).is_ok());
+        assert!(locks.state().held.is_empty());
+    }
 }

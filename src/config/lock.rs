@@ -140,4 +140,21 @@ mod tests {
         std::os::unix::fs::symlink("/tmp/elsewhere", layout.lock()).unwrap();
         assert!(matches!(StateLock::take(&layout, "run"), Err(LockError::Io { .. })));
     }
+
+    #[test]
+    fn a_wait_for_the_lock_ends_when_it_is_free_or_its_time_is_over() {
+        let state = tempfile::tempdir().unwrap();
+        let layout = layout(state.path());
+        let first = StateLock::take(&layout, "run").unwrap();
+        let began = Instant::now();
+        assert!(matches!(StateLock::take(&layout, "restart"), Err(LockError::Held { .. })));
+        assert!(began.elapsed() >= PATIENCE && began.elapsed() < PATIENCE * 10);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| StateLock::take_within(&layout, "restart", Duration::from_secs(60)));
+            drop(first);
+            waiter.join().unwrap().unwrap();
+        });
+        // Neither of those who waited keeps anything.
+        StateLock::take_within(&layout, "reconcile", Duration::ZERO).unwrap();
+    }
 }

@@ -51,6 +51,8 @@ pub(super) enum Event {
     Exited(VmName),
     /// Something that is done for the host as a whole has ended.
     UpkeepEnded(Result<upkeep::Ended, JoinError>),
+    /// Who asked for VMs to be adopted has gone away.
+    GaveUp,
     /// A moment came.
     Deadline,
 }
@@ -270,9 +272,10 @@ impl Engine {
             biased;
             // An empty set of turns gives `None` at once, which disables its branch.
             Some(ended) = self.turns.join_next() => Event::TurnEnded(ended),
-            Some(ended) = self.upkeep.ended() => Event::UpkeepEnded(ended),
+            ended = self.upkeep.ended() => Event::UpkeepEnded(ended),
             Some(observed) = self.looks.recv() => Event::Looked(observed),
             Some(name) = self.exits.recv() => Event::Exited(name),
+            () = upkeep::one_gives_up(self.adoptions.iter_mut().map(|(_, reply)| reply)) => Event::GaveUp,
             () = deadline => Event::Deadline,
         }
     }
@@ -291,6 +294,8 @@ impl Engine {
                 let ended = ended.map_err(ReconcileError::Worker)?;
                 self.changes += self.upkeep.take_in(ended, &self.shared);
             }
+            // Nobody waits for a moment on behalf of who has gone away, and no turn waits for that.
+            Event::GaveUp => self.adoptions.retain(|(_, reply)| !reply.is_closed()),
             // `dispatch` finds whose it is, as long as turns begin. That somebody is stuck is seen also when none does any
             // more: a deadline that stayed past would wake the loop again and again.
             Event::Deadline => self.see_who_is_stuck(),

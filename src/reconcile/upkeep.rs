@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -46,6 +47,8 @@ enum UnderWay {
 pub(super) enum Ended {
     Surveyed(io::Result<Vec<Orphan>>),
     Freed(io::Result<Vec<Collected>>),
+    /// None of them: whoever asked for something has gone away.
+    GaveUp,
 }
 
 impl Upkeep {
@@ -127,25 +130,43 @@ impl Upkeep {
     }
 
     /// The next job that ends. May be dropped and called again without losing anything.
-    pub(super) async fn ended(&mut self) -> Option<Result<Ended, JoinError>> {
-        self.jobs.join_next().await
+    pub(super) async fn ended(&mut self) -> Result<Ended, JoinError> {
+        let Self { jobs, asked, .. } = self;
+        tokio::select! {
+            biased;
+            // An empty set of jobs gives `None` at once, which disables its branch.
+            Some(ended) = jobs.join_next() => ended,
+            () = one_gives_up(asked.iter_mut()) => Ok(Ended::GaveUp),
+        }
     }
 
     /// Takes in what a job came to; gives how many objects were freed.
     pub(super) fn take_in(&mut self, ended: Ended, shared: &Arc<Shared>) -> usize {
-        self.under_way = UnderWay::Nothing;
-        self.overdue = None;
         let freed = match ended {
+            Ended::GaveUp => {
+                // What is to be freed stays so, but no turn is kept waiting for it any more.
+                self.asked.retain(|reply| !reply.is_closed());
+                return 0;
+            }
             Ended::Surveyed(orphans) => {
+                self.has_ended();
                 self.take_in_survey(orphans, shared);
                 0
             }
-            Ended::Freed(collected) => self.take_in_freed(collected, shared),
+            Ended::Freed(collected) => {
+                self.has_ended();
+                self.take_in_freed(collected, shared)
+            }
         };
         if self.survey_again {
             self.survey(shared);
         }
         freed
+    }
+
+    fn has_ended(&mut self) {
+        self.under_way = UnderWay::Nothing;
+        self.overdue = None;
     }
 
     fn take_in_survey(&mut self, orphans: io::Result<Vec<Orphan>>, shared: &Arc<Shared>) {
@@ -189,4 +210,15 @@ impl Upkeep {
         });
         self.next = ripe.min().map(|wait| Instant::now() + wait);
     }
+}
+
+/// Comes when one of those who wait for a reply has gone away; never while none has.
+pub(super) async fn one_gives_up<'a>(asked: impl Iterator<Item = &'a mut oneshot::Sender<Reply>>) {
+    let mut asked: Vec<_> = asked.collect();
+    std::future::poll_fn(|context| {
+        // Each is asked, so that each wakes this.
+        let gone = asked.iter_mut().filter_map(|reply| reply.poll_closed(context).is_ready().then_some(())).count();
+        if gone > 0 { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }

@@ -305,3 +305,35 @@ fn an_orphan_that_cannot_be_freed_for_a_call_that_hangs_keeps_no_vm_from_startin
     }
     assert!(hung > 0);
 }
+
+/// Whoever asks for such a moment keeps turns from beginning until it comes, and no longer than it is waited for.
+#[test]
+fn who_gives_up_waiting_for_a_moment_in_which_nobody_works_keeps_no_turn_from_beginning() {
+    for line in ["{\"request\":\"gc\"}\n", "{\"request\":\"adopt\",\"dir\":\"/nowhere\"}\n"] {
+        let scenario = of_vms().find(|scenario| scenario.name == "start").unwrap();
+        let bed = begin(&scenario, 0);
+        live(&bed, 12, 4, async |stead, host| {
+            daemon(stead, async {
+                assert!(until(BOUND, || host.hung().is_some()).await);
+                let began = tokio::time::Instant::now();
+                let mut client = std::os::unix::net::UnixStream::connect(bed.layout.control_socket()).unwrap();
+                std::io::Write::write_all(&mut client, line.as_bytes()).unwrap();
+                until(Duration::from_secs(2), || false).await;
+                drop(client);
+                let new = bed.layout.uid(&"new".parse().unwrap()).to_string();
+                bed.apply("new.yaml", &vm(&bed, "new", ""));
+                let runs = || bed.machine.lives_of_vms().iter().any(|life| life.starts_with(&new));
+                assert!(until(BOUND, runs).await, "{line}");
+                let waited = began.elapsed();
+                assert!(
+                    waited < Duration::from_secs(30),
+                    "{line}: not before the call that hangs is overdue: {waited:?}"
+                );
+            })
+            .await;
+        });
+        bed.converge(line);
+        bed.no_rule_is_broken(line);
+        assert_eq!(bed.machine.lives_of_vms().len(), VMS + 1, "{line}");
+    }
+}

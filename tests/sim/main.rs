@@ -6,5 +6,6 @@ mod bed;
 mod crash_points;
 mod hangs;
 mod histories;
+mod pains;
 mod parallel;
 mod races;

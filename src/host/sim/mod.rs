@@ -124,6 +124,16 @@ impl Machine {
         world.processes.iter().filter(|(_, process)| process.vmm.is_some()).map(|(pid, _)| *pid).collect()
     }
 
+    /// The id argument of a VMM.
+    pub fn process_id(&self, pid: i32) -> Option<String> {
+        self.world()
+            .processes
+            .get(&pid)
+            .filter(|process| process.vmm.is_some())
+            .and_then(rules::id_of)
+            .map(str::to_owned)
+    }
+
     /// The id argument of every VMM, which names its VM and which life of it this is.
     pub fn lives_of_vms(&self) -> BTreeSet<String> {
         let world = self.world();
@@ -144,6 +154,11 @@ impl Machine {
         if let Some(vmm) = world.processes.get_mut(&pid).and_then(|process| process.vmm.as_mut()) {
             vmm.hung = hung;
         }
+    }
+
+    /// Has every VMM take so long to be gone after it was killed, as one does whose guest's memory is large.
+    pub fn die_slowly(&self, time: Duration) {
+        self.world().dies_after = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     }
 
     /// Has somebody other than stead open a block device, or close it.

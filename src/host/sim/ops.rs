@@ -210,7 +210,7 @@ impl HostOps for SimHost {
                 return Ok(false);
             }
             world.may_kill(process.identity.pid);
-            world.end(process.identity.pid, ExitStatus::Signal(9));
+            world.kill(process.identity.pid);
             Ok(true)
         })
     }

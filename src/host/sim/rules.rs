@@ -33,7 +33,8 @@ impl World {
     /// When a VMM has been started.
     pub(super) fn one_vmm(&mut self, pid: i32) {
         let Some(mine) = self.processes.get(&pid).and_then(uid_of) else { return };
-        let others = self.processes.iter().filter(|(other, process)| **other != pid && uid_of(process) == Some(mine));
+        let vmms = self.processes.iter().filter(|(_, process)| process.vmm.is_some());
+        let others = vmms.filter(|(other, process)| **other != pid && uid_of(process) == Some(mine));
         let others: Vec<i32> = others.map(|(other, _)| *other).collect();
         if !others.is_empty() {
             self.violations.push(format!("1: pid {pid} is started while {others:?} live for {mine}"));

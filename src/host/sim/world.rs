@@ -46,6 +46,8 @@ pub(super) struct Vmm {
     /// It does not answer, and its guest hears nothing.
     pub(super) hung: bool,
     ends_at: Option<(u64, ExitStatus)>,
+    /// It got SIGKILL, and is not gone yet.
+    is_killed: bool,
     /// What its configuration has it open.
     pub(super) drives: Vec<Drive>,
     pub(super) taps: Vec<String>,
@@ -124,6 +126,8 @@ pub(super) struct World {
     pub(super) wall_ahead: i64,
     /// Nothing that takes space on STATE's filesystem succeeds. RUN is in memory.
     pub(super) is_disk_full: bool,
+    /// How many milliseconds a VMM takes to be gone after SIGKILL.
+    pub(super) dies_after: u64,
     pub(super) processes: BTreeMap<i32, Process>,
     pub(super) ended: Vec<(ProcessIdentity, Option<u64>, ExitStatus)>,
     next_pid: i32,
@@ -171,6 +175,7 @@ impl World {
             loop_thread: None,
             wall_ahead: 0,
             is_disk_full: false,
+            dies_after: 0,
             processes: BTreeMap::new(),
             ended: Vec::new(),
             next_pid: PIDS.start,
@@ -263,6 +268,7 @@ impl World {
             cpus: Cpus::Run,
             hung: false,
             ends_at: None,
+            is_killed: false,
             drives: Vec::new(),
             taps: Vec::new(),
             config: value_of(&args, "--config-file").map(PathBuf::from),
@@ -376,6 +382,19 @@ impl World {
     }
 
     /// Ends a process, however that came about.
+    /// A process gets SIGKILL. A VMM may take its time to be gone, and does nothing else any more.
+    pub(super) fn kill(&mut self, pid: i32) {
+        let at = self.now() + self.dies_after;
+        match self.processes.get_mut(&pid).and_then(|process| process.vmm.as_mut()).filter(|_| self.dies_after > 0) {
+            Some(vmm) if !vmm.is_killed => {
+                (vmm.is_killed, vmm.hung) = (true, true);
+                vmm.ends_at = Some((at, ExitStatus::Signal(9)));
+            }
+            Some(_) => {}
+            None => self.end(pid, ExitStatus::Signal(9)),
+        }
+    }
+
     pub(super) fn end(&mut self, pid: i32, status: ExitStatus) {
         let Some(process) = self.processes.remove(&pid) else { return };
         self.ended.push((process.identity, process.parent, status));
