@@ -33,7 +33,7 @@ pub(super) fn act(
         return told(context, reply);
     }
     // Nobody was there to ask; if a `stead run` starts right now, the lock tells.
-    let (_lock, stead) = context.actor(command)?;
+    let stead = context.actor(command)?;
     told(context, request(&stead, what)?)?;
     once::pass(context, &stead, &OnceOptions { timeout: args.timeout, allow_prune: AllowPrune::default(), only })
 }

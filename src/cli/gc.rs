@@ -38,7 +38,7 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         return told(context, reply);
     }
     // Nobody was there to ask; if a `stead run` starts right now, the lock tells.
-    let (_lock, stead) = context.actor("gc")?;
+    let stead = context.actor("gc")?;
     told(context, request(&stead, &Request::Gc)?)
 }
 

@@ -133,13 +133,16 @@ impl Context {
         Ok(Stead { settings, layout, host })
     }
 
-    /// The state and its host, to act on, with the lock that makes `command` the only one to do so.
-    fn actor(&self, command: &str) -> Result<(StateLock, Stead), CliError> {
+    /// The state and its host, to act on. From now on until this process ends, `command` is the only one to do so.
+    fn actor(&self, command: &str) -> Result<Stead, CliError> {
         let settings = self.settings()?;
         let layout = open_state(&settings, Access::Actor)?;
         let lock = StateLock::take(&layout, command)?;
         let host = parts::host(&settings)?;
-        Ok((lock, Stead { settings, layout, host }))
+        // Not given back when the command returns: a call to the host that hangs may still be under way then, on a thread of
+        // its own that nobody waits for. The kernel gives it back with the last thread.
+        std::mem::forget(lock);
+        Ok(Stead { settings, layout, host })
     }
 }
 
@@ -182,6 +185,18 @@ pub(crate) fn test_settings(home: &std::path::Path) -> Settings {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn who_acts_is_alone_until_its_process_ends() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = |name: &str| home.path().join(name).display().to_string();
+        let (state, run) = (folder("state"), folder("run"));
+        let cli = Cli::try_parse_from(["stead", "--state-dir", &state, "--run-dir", &run, "get"]).unwrap();
+        let context = Context::new(cli.flags);
+        // What the command had is gone, as when it returned; a thread of it may still act.
+        drop(context.actor("run").unwrap());
+        assert!(matches!(context.actor("reconcile"), Err(CliError::Lock(_))), "a second actor");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

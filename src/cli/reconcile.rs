@@ -48,6 +48,6 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         let stead = context.reader()?;
         return plan::show(context, &stead, allow_prune, plan::Output::Text);
     }
-    let (_lock, stead) = context.actor("reconcile")?;
+    let stead = context.actor("reconcile")?;
     once::pass(context, &stead, &OnceOptions { timeout, allow_prune, only: None })
 }

@@ -17,7 +17,7 @@ SIGTERM and SIGINT end it. No VM is stopped by that: the next `stead run` takes 
 pub struct Args {}
 
 pub(super) fn execute(context: &Context, Args {}: &Args) -> Result<Exit, CliError> {
-    let (_lock, stead) = context.actor("run")?;
+    let stead = context.actor("run")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
