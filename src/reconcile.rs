@@ -42,6 +42,9 @@ const RESYNC_RETRY: Duration = Duration::from_secs(5);
 /// How long turns that were begun are waited for when stead ends. Less than those who stop a service give it (systemd: 90 s).
 const END_BOUND: Duration = Duration::from_secs(20);
 
+/// What is said to those who wait for an answer when stead ends.
+const STOPPING: &str = "stead is stopping; ask again when it is back";
+
 /// One state on one host, and how to keep it.
 #[derive(Clone)]
 pub struct Stead {
@@ -208,7 +211,7 @@ impl control::Handler for ToEngine {
     async fn handle(&self, request: Request) -> Reply {
         let (reply, answer) = oneshot::channel();
         if self.0.send((request, reply)).await.is_err() {
-            return requests::refused("stead is stopping; ask again when it is back");
+            return requests::refused(STOPPING);
         }
         answer
             .await
@@ -250,6 +253,9 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             Some(()) = hangup.recv() => next_resync = full_pass(&mut engine, &mut watch, resync),
         }
     }
+    // Who waits for an answer waits no longer than this: nothing more is begun.
+    engine.refuse_all(STOPPING);
+    drop(asked);
     // A turn that was begun is finished: each is bounded, and its records are whole then. One whose call hangs is left, as a
     // crash would leave it.
     let leave_at = tokio::time::Instant::now() + END_BOUND;

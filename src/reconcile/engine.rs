@@ -51,7 +51,7 @@ pub(super) enum Event {
     Exited(VmName),
     /// Something that is done for the host as a whole has ended.
     UpkeepEnded(Result<upkeep::Ended, JoinError>),
-    /// Who asked for VMs to be adopted has gone away.
+    /// Who asked for something about one VM, or for VMs to be adopted, has gone away.
     GaveUp,
     /// A moment came.
     Deadline,
@@ -268,6 +268,8 @@ impl Engine {
                 None => std::future::pending().await,
             }
         };
+        let one_vm = self.asked.values_mut().flatten().map(|(_, reply)| reply);
+        let adoptions = self.adoptions.iter_mut().map(|(_, reply)| reply);
         tokio::select! {
             biased;
             // An empty set of turns gives `None` at once, which disables its branch.
@@ -275,7 +277,7 @@ impl Engine {
             ended = self.upkeep.ended() => Event::UpkeepEnded(ended),
             Some(observed) = self.looks.recv() => Event::Looked(observed),
             Some(name) = self.exits.recv() => Event::Exited(name),
-            () = upkeep::one_gives_up(self.adoptions.iter_mut().map(|(_, reply)| reply)) => Event::GaveUp,
+            () = upkeep::one_gives_up(one_vm.chain(adoptions)) => Event::GaveUp,
             () = deadline => Event::Deadline,
         }
     }
@@ -295,7 +297,7 @@ impl Engine {
                 self.changes += self.upkeep.take_in(ended, &self.shared);
             }
             // Nobody waits for a moment on behalf of who has gone away, and no turn waits for that.
-            Event::GaveUp => self.adoptions.retain(|(_, reply)| !reply.is_closed()),
+            Event::GaveUp => self.forget_gone(),
             // `dispatch` finds whose it is, as long as turns begin. That somebody is stuck is seen also when none does any
             // more: a deadline that stayed past would wake the loop again and again.
             Event::Deadline => self.see_who_is_stuck(),
@@ -328,6 +330,16 @@ impl Engine {
                 let _ = reply.send(requests::pong());
             }
         }
+    }
+
+    /// Who gave up before it was begun gets nothing done later, when nobody expects it any more; and those who ask about a VM
+    /// that hangs, again and again, are not kept.
+    fn forget_gone(&mut self) {
+        self.adoptions.retain(|(_, reply)| !reply.is_closed());
+        self.asked.retain(|_, requests| {
+            requests.retain(|(_, reply)| !reply.is_closed());
+            !requests.is_empty()
+        });
     }
 
     fn adopt_now(&mut self) {
@@ -372,6 +384,15 @@ impl Engine {
             seen.under_way = None;
         }
         self.agenda.wakeups.clear();
+    }
+
+    /// Tells everybody who waits for an answer why there will be none.
+    pub(super) fn refuse_all(&mut self, why: &str) {
+        let one_vm = std::mem::take(&mut self.asked).into_values().flatten().map(|(_, reply)| reply);
+        for reply in one_vm.chain(std::mem::take(&mut self.adoptions).into_iter().map(|(_, reply)| reply)) {
+            let _ = reply.send(requests::refused(why));
+        }
+        self.upkeep.refuse(why);
     }
 
     /// Says who is left to themselves: they did not end in the time that they were given.

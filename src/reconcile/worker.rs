@@ -96,7 +96,8 @@ impl Shared {
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
     pub(super) fn work(&self, turn: Turn) -> Report {
         let Turn { name, reasons, desired, verdict, claims, tells_first_look, requests, progress } = turn;
-        for (request, reply) in requests {
+        // Who gave up before now gets nothing done behind their back.
+        for (request, reply) in requests.into_iter().filter(|(_, reply)| !reply.is_closed()) {
             let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
             // Whoever asked may have gone away; what was asked for is on record all the same.
             let _ = reply.send(answer);

@@ -48,7 +48,7 @@ fn declare(bed: &Bed) {
 }
 
 /// The VMs of which something is not as it is to be.
-fn not_as(bed: &Bed, end: &BTreeSet<String>) -> BTreeSet<String> {
+pub fn not_as(bed: &Bed, end: &BTreeSet<String>) -> BTreeSet<String> {
     // What the scenarios leave when they remove all of them.
     let names = (0..VMS).map(|index| format!("vm{index}")).chain(["stays".to_owned()]);
     let tokens = |name: &String| {
@@ -81,7 +81,7 @@ async fn until(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 /// A life that ends with its test, so that nobody waits for the thread that hangs.
-struct Life(Arc<SimHost>);
+pub struct Life(pub Arc<SimHost>);
 
 impl Drop for Life {
     fn drop(&mut self) {
@@ -90,7 +90,7 @@ impl Drop for Life {
 }
 
 /// Runs a life of stead in which the effect of this number hangs.
-fn live<T>(
+pub fn live<T>(
     bed: &Bed,
     at: usize,
     parallel: usize,
@@ -151,11 +151,11 @@ fn effects(count: usize) -> impl Iterator<Item = usize> {
 
 /// The scenarios in which VMs are worked on. What is nobody's any more waits until no VM is worked on, so that one that hangs
 /// keeps it: that is no VM's delay.
-fn of_vms() -> impl Iterator<Item = Scenario> {
+pub fn of_vms() -> impl Iterator<Item = Scenario> {
     scenarios(declare).into_iter().filter(|scenario| scenario.name != "gc")
 }
 
-fn recovers(bed: &Bed, end: &BTreeSet<String>, when: &str) {
+pub fn recovers(bed: &Bed, end: &BTreeSet<String>, when: &str) {
     bed.machine.wait(Duration::from_secs(1));
     bed.converge(when);
     bed.no_rule_is_broken(when);

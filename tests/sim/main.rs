@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
 
 mod bed;
+mod cancelled;
 mod crash_points;
 mod hangs;
 mod histories;
