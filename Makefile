@@ -73,6 +73,10 @@ HOURS ?= 1
 soak: need-cargo prepare ## Run one daemon through all weathers for HOURS (1): it must not grow
 	STEAD_SOAK_HOURS=$(HOURS) $(CARGO) test --locked --test vmm a_daemon_in_all_weathers -- --nocapture
 
+.PHONY: bench
+bench: need-cargo prepare ## Measure what stead costs beside what cannot be avoided: some minutes, as root
+	$(CARGO) bench --locked --bench figures
+
 # FUZZ_SECONDS or FUZZ_RUNS bound each target: fuzz/run.
 .PHONY: fuzz
 fuzz: need-cargo ## Throw bytes at every parser, a minute each or FUZZ_SECONDS
