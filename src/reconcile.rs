@@ -6,6 +6,7 @@
 pub mod agenda;
 mod collect;
 mod engine;
+mod passes;
 mod requests;
 mod upkeep;
 mod worker;
@@ -249,8 +250,12 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             event = engine.event() => engine.take_in(event)?,
             change = watch.next() => engine.relist(&change.unsettled),
             Some((request, reply)) = asked.recv() => engine.ask(request, reply),
-            () = tokio::time::sleep_until(next_resync) => next_resync = full_pass(&mut engine, &mut watch, resync),
-            Some(()) = hangup.recv() => next_resync = full_pass(&mut engine, &mut watch, resync),
+            () = tokio::time::sleep_until(next_resync) => {
+                next_resync = full_pass(&mut engine, &mut watch, resync, Engine::resync);
+            }
+            Some(()) = hangup.recv() => {
+                next_resync = full_pass(&mut engine, &mut watch, resync, Engine::resync_thoroughly);
+            }
         }
     }
     // Who waits for an answer waits no longer than this: nothing more is begun.
@@ -290,9 +295,14 @@ fn tell_of_cgroups(host: &dyn HostOps) {
 }
 
 /// Lists and wakes everything; when to do so again. That it cannot be done now is no reason to leave the VMs alone.
-fn full_pass(engine: &mut Engine, watch: &mut Watch, resync: Duration) -> tokio::time::Instant {
+fn full_pass(
+    engine: &mut Engine,
+    watch: &mut Watch,
+    resync: Duration,
+    pass: fn(&mut Engine) -> Result<(), ReconcileError>,
+) -> tokio::time::Instant {
     watch.rearm_if_replaced();
-    let wait = match engine.resync(Reason::Resync) {
+    let wait = match pass(engine) {
         Ok(()) => jittered(resync, engine.seed()),
         Err(error) => {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();

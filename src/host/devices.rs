@@ -39,6 +39,14 @@ pub struct DmDevice {
     pub status: String,
 }
 
+impl DmDevice {
+    /// Whether it lost what was written to it: its copy-on-write file failed or overflowed
+    /// (`Documentation/admin-guide/device-mapper/snapshot.rst`).
+    pub fn is_invalid(&self) -> bool {
+        self.status == "Invalid"
+    }
+}
+
 /// One target of a device-mapper table, in sectors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DmTarget {

@@ -220,6 +220,18 @@ pub enum StateFileError {
     },
 }
 
+/// What tells a file from another, and from itself after a change, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Which file it is.
+    pub id: FileId,
+    /// Its length.
+    pub bytes: u64,
+    /// When its content last changed, in nanoseconds since the epoch. A kernel may count in ticks of some milliseconds: what
+    /// is written in place twice within one looks the same, what is renamed into place never does.
+    pub mtime_ns: i128,
+}
+
 /// What can be looked at. No call changes anything that anybody else could see.
 pub trait HostView: devices::DeviceView {
     /// The present moment.
@@ -231,6 +243,10 @@ pub trait HostView: devices::DeviceView {
 
     /// The names of a folder's entries, sorted; empty when there is no such folder.
     fn list_folder(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Which file is at this path, and since when it is as it is: one system call. Links are not followed; `None` when there
+    /// is none.
+    fn file_stamp(&self, path: &Path) -> io::Result<Option<FileStamp>>;
 
     /// Whether anything is at this path; links are not followed.
     fn exists(&self, path: &Path) -> io::Result<bool>;
@@ -246,6 +262,9 @@ pub trait HostView: devices::DeviceView {
 
     /// Pins the process that has this pid now; `None` when there is none. Proves nothing about whose it is.
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>>;
+
+    /// Whether a pinned process lives: one system call. A zombie does not.
+    fn is_alive(&self, process: &ProcessHandle) -> bool;
 
     /// What `/proc` says of a pinned process; `None` when it has ended (a zombie has).
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>>;

@@ -3,6 +3,7 @@
 //! Everything here is given a [`crate::host::HostView`] only: looking changes nothing, by type.
 
 mod devices;
+pub mod glance;
 pub mod handles;
 pub mod orphans;
 pub mod process;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 
 use crate::desired::FileId;
 use crate::host::devices::{Cgroup, DmDevice, ImageIdentity, LoopDevice};
-use crate::host::{GuestState, HostFacts, ProcessHandle, Tap};
+use crate::host::{FileStamp, GuestState, HostFacts, ProcessHandle, Tap};
 use crate::names::{Incarnation, VmName, VmUid};
 use crate::spec::VmmKind;
 use crate::state::{DiskRecord, ExitStatus, GateState, Handles, Ledger};
@@ -62,6 +63,8 @@ pub struct ObservedVm {
     pub name: VmName,
     /// Its handles.json.
     pub record: Record,
+    /// Which handles.json that was, where there is one.
+    pub record_stamp: Option<FileStamp>,
     /// Its ledger.json; that of a new VM when there is none or it cannot be trusted.
     pub ledger: Ledger,
     /// Why its ledger.json cannot be trusted, if so.
@@ -104,6 +107,7 @@ impl ObservedVm {
             ledger: Ledger::new(name.clone(), uid),
             name,
             record: Record::Missing,
+            record_stamp: None,
             ledger_flaw: None,
             unread: None,
             process: Fact::Absent,

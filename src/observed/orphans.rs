@@ -9,8 +9,9 @@ use std::path::Path;
 use super::Record;
 use super::snapshot::Looker;
 use crate::desired::FileId;
-use crate::host::{HostView, LockProbe, SocketPeer};
-use crate::names::{Layout, Owner, ShortUid, VmName};
+use crate::host::devices::{DmDevice, LoopDevice};
+use crate::host::{HostView, LockProbe, SocketPeer, Tap};
+use crate::names::{Layout, Owner, ShortUid, StateId, VmName};
 use crate::state::{Handles, LoopHandle};
 
 /// A kind of kernel object, in the order in which they are freed.
@@ -97,18 +98,43 @@ impl Survey {
     }
 }
 
+/// Every kernel object of the kinds that VMs hold, whoever made it, and every entry of the folder of sockets: one dump of each.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Dumps {
+    /// Device-mapper devices.
+    pub dm_devices: Vec<DmDevice>,
+    /// Loop devices.
+    pub loops: Vec<LoopDevice>,
+    /// Taps.
+    pub taps: Vec<Tap>,
+    /// The names of the cgroups of this state's VMs.
+    pub cgroups: Vec<String>,
+    /// What lies in RUN.
+    pub run_entries: Vec<String>,
+}
+
 impl Looker<'_> {
+    /// Lists what there is.
+    ///
+    /// # Errors
+    /// When some kind cannot be listed. Then nothing is known to be an orphan.
+    pub fn dumps(&self) -> io::Result<Dumps> {
+        Ok(Dumps {
+            dm_devices: own(self.view.dm_devices())?,
+            loops: own(self.view.loop_devices())?,
+            taps: self.view.taps()?,
+            cgroups: self.view.child_cgroups(&self.layout.cgroups())?,
+            run_entries: self.view.list_folder(&self.layout.run_dir)?,
+        })
+    }
+
     /// Looks at every tagged object of the host: a few system calls an object. Where a record accounts for each of them, as
     /// it is nearly always, nobody asks who uses them, which takes a scan of `/proc`.
     ///
     /// # Errors
     /// When some kind cannot be listed. Then nothing is known to be an orphan.
     pub fn survey(&self) -> io::Result<Survey> {
-        let mut objects = own(self.tagged_dm())?;
-        objects.extend(own(self.tagged_loops())?);
-        objects.extend(self.tagged_taps()?);
-        objects.extend(self.cgroups()?);
-        objects.extend(self.sockets_of_vmms()?);
+        let mut objects: Vec<TaggedObject> = self.tagged(self.dumps()?).collect();
         objects.sort();
         let mut survey = Survey { objects, ..Survey::default() };
         if survey.objects.is_empty() {
@@ -134,7 +160,8 @@ impl Looker<'_> {
             object.in_use = match object.kind {
                 ObjectKind::Socket => listens(self.view.socket_peer(Path::new(&object.name))),
                 ObjectKind::Loop => held(self.view, &object.name),
-                ObjectKind::Dm | ObjectKind::Tap | ObjectKind::Cgroup => None,
+                ObjectKind::Cgroup => lived_in(self.view, &object.name),
+                ObjectKind::Dm | ObjectKind::Tap => None,
             };
         }
         let holders = self.view.tap_holders()?;
@@ -148,7 +175,7 @@ impl Looker<'_> {
     fn account(&self, name: &VmName) -> Account {
         match self.read_record(name) {
             Err(why) => Account::Unknown(why),
-            Ok(Record::Valid(handles)) => Account::Names(tags_of(self, &handles)),
+            Ok(Record::Valid(handles)) => Account::Names(tags_of(&self.layout.state_id, &handles)),
             Ok(Record::Flawed(why)) => Account::Unknown(format!("its record cannot be trusted: {why}")),
             Ok(Record::Missing) => match self.view.probe_lock(&self.layout.vmm_lock(name)) {
                 LockProbe::Free | LockProbe::NoFile => Account::Nothing,
@@ -158,59 +185,42 @@ impl Looker<'_> {
         }
     }
 
-    fn tagged_dm(&self) -> io::Result<Vec<TaggedObject>> {
-        let tagged = |dm: crate::host::devices::DmDevice| {
+    /// Those that carry this state's tag.
+    pub fn tagged(&self, dumps: Dumps) -> impl Iterator<Item = TaggedObject> {
+        let state = &self.layout.state_id;
+        let dm = dumps.dm_devices.into_iter().filter_map(|dm| {
             let in_use = (dm.open_count > 0).then(|| "it is open".to_owned());
-            let owner = Some(self.layout.state_id.owner_of(&dm.uuid)?);
+            let owner = Some(state.owner_of(&dm.uuid)?);
             Some(TaggedObject { kind: ObjectKind::Dm, name: dm.name, tag: dm.uuid, owner, in_use })
-        };
-        Ok(self.view.dm_devices()?.into_iter().filter_map(tagged).collect())
-    }
-
-    fn tagged_loops(&self) -> io::Result<Vec<TaggedObject>> {
-        let tagged = |device: crate::host::devices::LoopDevice| {
+        });
+        let loops = dumps.loops.into_iter().filter_map(|device| {
             let in_use = (device.devices_on_top > 0).then(|| "a device is made on top of it".to_owned());
-            let owner = self.layout.state_id.owner_of(&device.tag)?;
+            let owner = Some(state.owner_of(&device.tag)?);
             let tag = loop_key(&device.tag, device.backing);
-            Some(TaggedObject { kind: ObjectKind::Loop, name: device.device, tag, owner: Some(owner), in_use })
-        };
-        Ok(self.view.loop_devices()?.into_iter().filter_map(tagged).collect())
-    }
-
-    fn tagged_taps(&self) -> io::Result<Vec<TaggedObject>> {
-        let tagged = |tap: crate::host::Tap| {
+            Some(TaggedObject { kind: ObjectKind::Loop, name: device.device, tag, owner, in_use })
+        });
+        let taps = dumps.taps.into_iter().filter_map(|tap| {
             let tag = tap.alias?;
-            let owner = Some(self.layout.state_id.owner_of(&tag)?);
+            let owner = Some(state.owner_of(&tag)?);
             Some(TaggedObject { kind: ObjectKind::Tap, name: tap.name, tag, owner, in_use: None })
-        };
-        Ok(self.view.taps()?.into_iter().filter_map(tagged).collect())
-    }
-
-    fn cgroups(&self) -> io::Result<Vec<TaggedObject>> {
+        });
         let parent = self.layout.cgroups();
-        let mut objects = Vec::new();
-        for child in self.view.child_cgroups(&parent)? {
+        let cgroups = dumps.cgroups.into_iter().map(move |child| {
             let path = format!("{parent}/{child}");
-            let Some(found) = self.view.cgroup(&path)? else { continue };
             let owner = VmName::new(child).ok().map(|name| Owner::Vm(self.layout.uid(&name).short()));
-            let in_use = found.populated.then(|| "a process lives in it".to_owned());
-            objects.push(TaggedObject { kind: ObjectKind::Cgroup, name: path.clone(), tag: path, owner, in_use });
-        }
-        Ok(objects)
-    }
-
-    fn sockets_of_vmms(&self) -> io::Result<Vec<TaggedObject>> {
-        let tagged = |entry: String| {
+            TaggedObject { kind: ObjectKind::Cgroup, name: path.clone(), tag: path, owner, in_use: None }
+        });
+        let sockets = dumps.run_entries.into_iter().filter_map(|entry| {
             let owner = Some(Owner::Vm(Layout::read_socket_owner(&entry)?));
             let path = self.layout.run_dir.join(entry).to_str()?.to_owned();
             Some(TaggedObject { kind: ObjectKind::Socket, name: path.clone(), tag: path, owner, in_use: None })
-        };
-        Ok(self.view.list_folder(&self.layout.run_dir)?.into_iter().filter_map(tagged).collect())
+        });
+        dm.chain(loops).chain(taps).chain(cgroups).chain(sockets)
     }
 }
 
 /// What may not even be looked at was not made by this stead: it runs without the right to.
-fn own(found: io::Result<Vec<TaggedObject>>) -> io::Result<Vec<TaggedObject>> {
+fn own<T>(found: io::Result<Vec<T>>) -> io::Result<Vec<T>> {
     match found {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
         found => found,
@@ -234,14 +244,22 @@ pub fn held(view: &dyn HostView, device: &str) -> Option<String> {
     }
 }
 
+/// Who lives in a cgroup, as a reason to leave it.
+fn lived_in(view: &dyn HostView, cgroup: &str) -> Option<String> {
+    match view.cgroup(cgroup) {
+        // One that is gone by now is nobody's.
+        Ok(found) => found.filter(|found| found.populated).map(|_| "a process lives in it".to_owned()),
+        Err(error) => Some(format!("who lives in it cannot be told: {error}")),
+    }
+}
+
 /// [`TaggedObject::tag`] of a loop device: its tag and its file, since the loops over all base images carry one tag.
 pub fn loop_key(tag: &str, backing: FileId) -> String {
     format!("{tag} {}:{}", backing.device, backing.inode)
 }
 
 /// The tags of everything that a record names, as [`TaggedObject::tag`] has them.
-fn tags_of(looker: &Looker<'_>, handles: &Handles) -> BTreeSet<String> {
-    let state = &looker.layout.state_id;
+pub(super) fn tags_of(state: &StateId, handles: &Handles) -> BTreeSet<String> {
     let taps = handles.tap_devices.iter().map(|tap| handles.uid.tap_alias(state, &tap.interface));
     let dm = handles.dm_devices.iter().map(|dm| dm.uuid.clone());
     let of_loop = |handle: &LoopHandle| loop_key(&handle.tag, handle.backing);

@@ -49,12 +49,8 @@ pub struct Search<'a> {
 /// Looks for the VM's VMM.
 pub fn find(view: &dyn HostView, search: &Search<'_>) -> Fact<VmmProcess> {
     let mut doubts = Vec::new();
-    if let Some(known) = search.known {
-        match view.inspect(&known.process) {
-            Ok(Some(_)) => return Fact::Present(known.clone()),
-            Ok(None) => {}
-            Err(error) => doubts.push(format!("pid {}: {error}", known.process.identity.pid)),
-        }
+    if let Some(known) = search.known.filter(|known| view.is_alive(&known.process)) {
+        return Fact::Present(known.clone());
     }
     for socket in &search.sockets {
         match view.socket_peer(socket) {

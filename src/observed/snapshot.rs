@@ -78,6 +78,8 @@ impl Looker<'_> {
     pub fn look(&self, name: &VmName, shared: &Shared) -> ObservedVm {
         let boot_id = self.view.now().boot_id;
         let uid = self.layout.uid(name);
+        // Before it is read: a change after this moment is seen by the next glance.
+        let record_stamp = self.view.file_stamp(&self.layout.handles(name)).ok().flatten();
         let (record, record_unread) = match self.read_record(name) {
             Ok(record) => (record, None),
             Err(why) => (Record::Flawed(why.clone()), Some(why)),
@@ -123,6 +125,7 @@ impl Looker<'_> {
         ObservedVm {
             name: name.clone(),
             record,
+            record_stamp,
             ledger,
             ledger_flaw,
             unread: record_unread.or(ledger_unread),

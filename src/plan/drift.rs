@@ -54,7 +54,7 @@ pub(super) fn repair_taps(vm: &Vm, observed: &ObservedVm, plan: &mut VmPlan) {
 
 /// Snapshots that device-mapper gave up: their guest gets errors from now on, and only another life may help.
 pub(super) fn broken_snapshots(observed: &ObservedVm, plan: &mut VmPlan) {
-    let broken = observed.dm_devices.values().filter_map(Fact::present).filter(|dm| dm.status == "Invalid");
+    let broken = observed.dm_devices.values().filter_map(Fact::present).filter(|dm| dm.is_invalid());
     plan.holds.extend(broken.map(|dm| {
         Hold::Broken(format!(
             "device-mapper gave up the snapshot {} ({}): its copy-on-write file could not be written, most likely for \

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 
 use crate::desired::Desired;
 use crate::names::VmName;
+use crate::observed::glance::Known;
 use crate::observed::{ObservedVm, Record};
 use crate::plan::{Absences, AllowPrune, Hold, Policy, VmPlan, gates};
 use crate::state::GateState;
 use crate::time::{Deadline, Now};
-use crate::wakeups::{Reason, Wakeups};
+use crate::wakeups::{Reason, Standing, Wakeups};
 
 /// How soon a failed action is tried again, at first and at most; it doubles in between.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -42,6 +43,10 @@ pub struct Agenda {
     pub absences: Absences,
     /// What each VM looked like at the end of its last turn.
     pub seen: BTreeMap<VmName, Seen>,
+    /// VMs of which nothing is left but what outlives a deletion.
+    pub forgotten: BTreeSet<VmName>,
+    /// VMs on which something was begun that will be finished soon: what they wait for.
+    pub under_way: BTreeMap<VmName, String>,
     /// VMs with records, of which this stead does not know yet what they hold.
     pub unseen: BTreeSet<VmName>,
     /// VMs whose turn began while there were such.
@@ -54,15 +59,13 @@ pub struct Agenda {
 #[derive(Debug)]
 pub struct Seen {
     /// What existed of it.
-    pub observed: ObservedVm,
+    pub observed: Arc<ObservedVm>,
     /// What was left to do about it.
     pub plan: VmPlan,
     /// What failed.
     pub failure: Option<String>,
     /// Turns in a row in which something failed.
     pub failures: u32,
-    /// Something was begun that will be finished soon: what it waits for.
-    pub under_way: Option<String>,
 }
 
 /// How one turn ended.
@@ -95,6 +98,8 @@ impl Agenda {
             listed_at: now.deadline(Duration::ZERO),
             absences: Absences { since: let_through.collect() },
             seen: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            under_way: BTreeMap::new(),
             unseen: BTreeSet::new(),
             ahead: BTreeSet::new(),
             wakeups: Wakeups::default(),
@@ -153,14 +158,51 @@ impl Agenda {
         }
     }
 
-    /// Wakes every VM that is declared, `recorded` or was seen.
-    pub fn wake_all(&mut self, recorded: BTreeSet<VmName>, reason: Reason) {
-        self.unseen = recorded.iter().filter(|name| !self.seen.contains_key(*name)).cloned().collect();
+    /// Wakes every VM that is declared, `recorded` or was seen. Gives their names.
+    pub fn wake_all(&mut self, recorded: BTreeSet<VmName>, reason: Reason) -> BTreeSet<VmName> {
+        let is_new = |name: &&VmName| !self.seen.contains_key(*name) && !self.forgotten.contains(*name);
+        self.unseen = recorded.iter().filter(is_new).cloned().collect();
         let mut names = recorded;
         names.extend(self.desired.vms.keys().chain(self.seen.keys()).cloned());
         for name in &names {
             self.wake(name, reason);
         }
+        names
+    }
+
+    /// The same, but for VMs for which a glance will do. Gives the names of those that were woken, and what is known of all.
+    pub fn wake_restless(&mut self, recorded: &BTreeSet<VmName>, reason: Reason) -> (BTreeSet<VmName>, Vec<Known>) {
+        let is_new = |name: &&VmName| !self.seen.contains_key(*name) && !self.forgotten.contains(*name);
+        let new: BTreeSet<VmName> = recorded.iter().filter(is_new).cloned().collect();
+        let known = self.known();
+        let undone = self.desired.vms.keys().filter(|name| !self.seen.contains_key(*name));
+        let restless = known.iter().filter(|known| !known.at_rest).map(|known| &known.name);
+        let names: BTreeSet<VmName> = restless.chain(undone).chain(&new).cloned().collect();
+        self.unseen = new;
+        for name in &names {
+            self.wake(name, reason);
+        }
+        (names, known)
+    }
+
+    /// What is known of every VM that was seen.
+    pub fn known(&self) -> Vec<Known> {
+        let known = |(name, seen): (&VmName, &Seen)| Known {
+            name: name.clone(),
+            observed: Arc::clone(&seen.observed),
+            at_rest: self.is_at_rest(name, seen),
+        };
+        self.seen.iter().map(known).collect()
+    }
+
+    /// Whether its last look found it running as declared, and nothing has happened since that it would be looked at for.
+    fn is_at_rest(&self, name: &VmName, seen: &Seen) -> bool {
+        let VmPlan { actions, holds, notes: _, wake } = &seen.plan;
+        self.desired.vms.contains_key(name)
+            && seen.observed.process.present().is_some()
+            && (actions.is_empty() && holds.is_empty() && wake.is_none())
+            && (seen.failure.is_none() && !self.under_way.contains_key(name))
+            && self.wakeups.standing(name) == Standing::default()
     }
 
     /// Wakes one VM, if it is one to be looked at.
@@ -184,7 +226,8 @@ impl Agenda {
             return;
         }
         let name = observed.name.clone();
-        let seen = Seen { observed, plan: VmPlan::default(), failure: None, failures: 0, under_way: None };
+        let observed = Arc::new(observed);
+        let seen = Seen { observed, plan: VmPlan::default(), failure: None, failures: 0 };
         self.seen.entry(name).or_insert(seen);
         if self.unseen.is_empty() {
             self.wake_unmet();
@@ -223,7 +266,7 @@ impl Agenda {
 
     /// What existed of each VM at the end of its last turn.
     pub fn observed(&self) -> impl Iterator<Item = (&VmName, &ObservedVm)> {
-        self.seen.iter().map(|(name, seen)| (name, &seen.observed))
+        self.seen.iter().map(|(name, seen)| (name, &*seen.observed))
     }
 
     /// Takes in how a turn ended at `at`, and when the VM is to be looked at again.
@@ -251,10 +294,18 @@ impl Agenda {
         if is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
             self.absences.since.remove(&name);
             self.seen.remove(&name);
+            self.under_way.remove(&name);
+            self.forgotten.insert(name);
             return;
         }
         let Report { observed, plan, failure, under_way, .. } = report;
-        self.seen.insert(name, Seen { observed, plan, failure, failures, under_way });
+        self.forgotten.remove(&name);
+        match under_way {
+            Some(why) => self.under_way.insert(name.clone(), why),
+            None => self.under_way.remove(&name),
+        };
+        let observed = Arc::new(observed);
+        self.seen.insert(name, Seen { observed, plan, failure, failures });
     }
 }
 

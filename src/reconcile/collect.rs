@@ -191,7 +191,8 @@ fn known(stead: &Stead) -> OrphanState {
     }
 }
 
-fn remember(stead: &Stead, orphans: &[Orphan]) -> io::Result<()> {
+/// Notes since when orphans are known; what is not among them any more is forgotten.
+pub(super) fn remember(stead: &Stead, orphans: &[Orphan]) -> io::Result<()> {
     let seen = first_seen(orphans);
     if seen == known(stead).seen {
         return Ok(());

@@ -10,7 +10,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::agenda::{Agenda, Report};
-use super::upkeep::{self, Upkeep};
+use super::passes::{Depth, Passes};
+use super::upkeep::{self, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, requests};
 use crate::control::{Reply, Request};
@@ -36,6 +37,7 @@ pub(super) struct Engine {
     turns: JoinSet<(VmName, Box<Report>)>,
     progress_in: mpsc::UnboundedSender<Progress>,
     changes: usize,
+    passes: Passes,
     upkeep: Upkeep,
     exits: mpsc::UnboundedReceiver<VmName>,
     looks: mpsc::UnboundedReceiver<Box<ObservedVm>>,
@@ -82,6 +84,7 @@ impl Engine {
             turns: JoinSet::new(),
             progress_in,
             changes: 0,
+            passes: Passes::default(),
             upkeep: Upkeep::default(),
             exits,
             looks,
@@ -129,12 +132,12 @@ impl Engine {
         }
     }
 
-    /// Wakes every VM that is declared, recorded or was seen.
+    /// Wakes every VM that is declared, recorded or was seen: the pass that a stead begins with.
     pub(super) fn wake_all(&mut self, reason: Reason) -> Result<(), ReconcileError> {
-        let recorded = super::known_vms(self.stead(), &self.shared.looker())?;
-        self.agenda.wake_all(recorded, reason);
+        let recorded = self.recorded()?;
+        let woken = self.agenda.wake_all(recorded, reason);
         let Some(only) = self.agenda.only.clone() else {
-            self.upkeep.survey(&self.shared);
+            self.passes.begin(reason, Depth::Thorough, Duration::ZERO, woken.len(), woken);
             return Ok(());
         };
         // The others get no turn, but they may hold its images.
@@ -145,10 +148,40 @@ impl Engine {
         Ok(())
     }
 
-    /// The net under all events: everything is listed and looked at again.
-    pub(super) fn resync(&mut self, reason: Reason) -> Result<(), ReconcileError> {
+    /// The net under all events, when the clock says so: everything is listed and looked at again, more or less closely.
+    pub(super) fn resync(&mut self) -> Result<(), ReconcileError> {
+        let depth = self.passes.next_depth();
+        self.pass(depth)
+    }
+
+    /// The same when a person says so, who may know that something is wrong.
+    pub(super) fn resync_thoroughly(&mut self) -> Result<(), ReconcileError> {
+        self.pass(Depth::Thorough)
+    }
+
+    fn pass(&mut self, depth: Depth) -> Result<(), ReconcileError> {
+        let began = Instant::now();
         self.list_again();
-        self.wake_all(reason)
+        let recorded = self.recorded()?;
+        let listing = began.elapsed();
+        match depth {
+            Depth::Thorough => {
+                let woken = self.agenda.wake_all(recorded, Reason::Resync);
+                self.passes.begin(Reason::Resync, depth, listing, woken.len(), woken);
+            }
+            Depth::Quick => {
+                let (woken, known) = self.agenda.wake_restless(&recorded, Reason::Resync);
+                self.passes.begin(Reason::Resync, depth, listing, known.len(), woken);
+                if self.passes.begin_glance() {
+                    self.upkeep.survey(&self.shared, Scope::Glance(known));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn recorded(&self) -> Result<BTreeSet<VmName>, ReconcileError> {
+        super::known_vms(self.stead(), &self.shared.looker())
     }
 
     /// Gives as many waiting VMs their turn as may be worked on at once.
@@ -157,6 +190,10 @@ impl Engine {
         self.agenda.wakeups.promote(Instant::now());
         self.upkeep.promote(&self.shared);
         self.see_who_is_stuck();
+        self.passes.tell();
+        if self.passes.begin_glance() {
+            self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+        }
         if !self.upkeep.lets_turns_begin(self.agenda.wakeups.working(), &self.shared) {
             return;
         }
@@ -194,6 +231,7 @@ impl Engine {
     fn see_who_is_stuck(&mut self) {
         for name in self.agenda.wakeups.find_overdue(Instant::now()) {
             tracing::warn!(vm = %name, "a call to the host has hung for {OVERDUE:?}; the other VMs go on without it");
+            self.passes.end_turn(&name, 0);
         }
         let Some(stuck) = self.agenda.wakeups.overdue().next() else { return };
         // Both wait for a moment in which nobody works, and such a moment may never come.
@@ -288,13 +326,21 @@ impl Engine {
             Event::TurnEnded(ended) => {
                 let (name, report) = ended.map_err(ReconcileError::Worker)?;
                 self.changes += report.changes;
+                self.passes.end_turn(&name, report.changes);
                 self.agenda.end_turn(name, *report, Instant::now());
             }
             Event::Looked(observed) => self.agenda.first_look(*observed),
             Event::Exited(name) => self.agenda.wakeups.wake(&name, Reason::Exited),
             Event::UpkeepEnded(ended) => {
                 let ended = ended.map_err(ReconcileError::Worker)?;
-                self.changes += self.upkeep.take_in(ended, &self.shared);
+                let upkeep::News { freed, glance } = self.upkeep.take_in(ended, &self.shared);
+                self.changes += freed;
+                if let Some((took, changed)) = glance {
+                    for name in &changed {
+                        self.agenda.wake(name, Reason::Resync);
+                    }
+                    self.passes.end_glance(took, changed);
+                }
             }
             // Nobody waits for a moment on behalf of who has gone away, and no turn waits for that.
             Event::GaveUp => self.forget_gone(),
@@ -366,23 +412,21 @@ impl Engine {
 
     /// How many VMs something was begun on that will be finished soon, and what the first waits for.
     pub(super) fn waiting_for(&self) -> Option<(usize, String)> {
-        let mut waiting = self.agenda.seen.iter().filter_map(|(name, seen)| Some((name, seen.under_way.as_ref()?)));
-        let (name, why) = waiting.next()?;
-        Some((1 + waiting.count(), format!("{name}: {why}")))
+        let (name, why) = self.agenda.under_way.first_key_value()?;
+        Some((self.agenda.under_way.len(), format!("{name}: {why}")))
     }
 
     /// Whether a one-shot pass is through.
     pub(super) fn is_through(&self) -> bool {
-        self.waiting_for().is_none() && self.agenda.wakeups.is_idle() && !self.upkeep.is_busy()
+        self.agenda.under_way.is_empty() && self.agenda.wakeups.is_idle() && !self.upkeep.is_busy()
     }
 
     /// Lets go of what is still under way: the time ran out.
     pub(super) fn stop_waiting(&mut self) {
         self.shared.memory.images.close();
         self.upkeep.stop();
-        for seen in self.agenda.seen.values_mut() {
-            seen.under_way = None;
-        }
+        self.passes.stop();
+        self.agenda.under_way.clear();
         self.agenda.wakeups.clear();
     }
 

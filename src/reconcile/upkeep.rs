@@ -4,9 +4,11 @@
 //! on, which is to hold every VM's lock at once. Such moments come by themselves, and nobody is kept waiting for one, unless
 //! a person asked: then no turn begins until those under way have ended.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -16,6 +18,8 @@ use super::collect::{self, Collected};
 use super::requests;
 use super::worker::Shared;
 use crate::control::Reply;
+use crate::names::VmName;
+use crate::observed::glance::{Glance, Known};
 use crate::plan::orphans::{Orphan, OrphanVerdict};
 use crate::wakeups::OVERDUE;
 
@@ -26,12 +30,21 @@ pub(super) struct Upkeep {
     under_way: UnderWay,
     /// When what is being freed will have taken too long for others to wait for.
     overdue: Option<Instant>,
-    survey_again: bool,
+    /// The survey that is made once nothing else is under way.
+    next_survey: Option<Scope>,
     /// Whether there is something to free.
     is_due: bool,
     asked: Vec<oneshot::Sender<Reply>>,
     /// When an orphan will be old enough.
     next: Option<Instant>,
+}
+
+/// What a survey is about.
+pub(super) enum Scope {
+    /// Orphans alone.
+    Orphans,
+    /// VMs that are known, and orphans if a glance at them shows that there are any.
+    Glance(Vec<Known>),
 }
 
 /// Both read and write what is known of the orphans, so that one is done at a time.
@@ -45,26 +58,49 @@ enum UnderWay {
 
 /// A job that has ended.
 pub(super) enum Ended {
-    Surveyed(io::Result<Vec<Orphan>>),
+    Surveyed(Surveyed),
     Freed(io::Result<Vec<Collected>>),
     /// None of them: whoever asked for something has gone away.
     GaveUp,
 }
 
+/// What a survey came to.
+pub(super) struct Surveyed {
+    glance: Option<Glanced>,
+    orphans: io::Result<Vec<Orphan>>,
+}
+
+/// How long a glance took, and which VMs are not as they were known to be.
+pub(super) type Glanced = (Duration, BTreeSet<VmName>);
+
+/// What the engine is to know of a job that has ended.
+#[derive(Default)]
+pub(super) struct News {
+    /// Objects that were freed.
+    pub(super) freed: usize,
+    /// What a glance at the VMs found.
+    pub(super) glance: Option<Glanced>,
+}
+
 impl Upkeep {
-    /// Looks for orphans, and empties the trash of what is past its time.
-    pub(super) fn survey(&mut self, shared: &Arc<Shared>) {
+    /// Looks for what has changed by itself, and empties the trash of what is past its time.
+    pub(super) fn survey(&mut self, shared: &Arc<Shared>, scope: Scope) {
         if self.under_way != UnderWay::Nothing {
-            self.survey_again = true;
+            // One that glances looks for orphans too.
+            if self.next_survey.is_none() || matches!(scope, Scope::Glance(_)) {
+                self.next_survey = Some(scope);
+            }
             return;
         }
         self.under_way = UnderWay::Survey;
-        self.survey_again = false;
         self.next = None;
         let shared = Arc::clone(shared);
         self.jobs.spawn_blocking(move || {
             collect::empty_trash(&shared.stead);
-            Ended::Surveyed(collect::survey(&shared.stead, &shared.memory))
+            Ended::Surveyed(match scope {
+                Scope::Glance(known) => glance(&shared, &known),
+                Scope::Orphans => Surveyed { glance: None, orphans: collect::survey(&shared.stead, &shared.memory) },
+            })
         });
     }
 
@@ -105,7 +141,7 @@ impl Upkeep {
         if self.next.is_some_and(|next| next <= Instant::now()) {
             // Also while one is under way: a deadline that stayed past would wake the loop again and again.
             self.next = None;
-            self.survey(shared);
+            self.survey(shared, Scope::Orphans);
         }
         if self.overdue.is_some_and(|overdue| overdue <= Instant::now()) {
             // What it is freeing in this moment is the last, and the VMs that this is of are left alone until it is done.
@@ -124,7 +160,7 @@ impl Upkeep {
     /// Begins nothing more: the time ran out.
     pub(super) fn stop(&mut self) {
         self.is_due = false;
-        self.survey_again = false;
+        self.next_survey = None;
         self.next = None;
         self.overdue = None;
     }
@@ -140,28 +176,28 @@ impl Upkeep {
         }
     }
 
-    /// Takes in what a job came to; gives how many objects were freed.
-    pub(super) fn take_in(&mut self, ended: Ended, shared: &Arc<Shared>) -> usize {
-        let freed = match ended {
+    /// Takes in what a job came to.
+    pub(super) fn take_in(&mut self, ended: Ended, shared: &Arc<Shared>) -> News {
+        let news = match ended {
             Ended::GaveUp => {
                 // What is to be freed stays so, but no turn is kept waiting for it any more.
                 self.asked.retain(|reply| !reply.is_closed());
-                return 0;
+                return News::default();
             }
-            Ended::Surveyed(orphans) => {
+            Ended::Surveyed(Surveyed { glance, orphans }) => {
                 self.has_ended();
                 self.take_in_survey(orphans, shared);
-                0
+                News { freed: 0, glance }
             }
             Ended::Freed(collected) => {
                 self.has_ended();
-                self.take_in_freed(collected, shared)
+                News { freed: self.take_in_freed(collected, shared), glance: None }
             }
         };
-        if self.survey_again {
-            self.survey(shared);
+        if let Some(scope) = self.next_survey.take() {
+            self.survey(shared, scope);
         }
-        freed
+        news
     }
 
     fn has_ended(&mut self) {
@@ -210,6 +246,24 @@ impl Upkeep {
         });
         self.next = ripe.min().map(|wait| Instant::now() + wait);
     }
+}
+
+/// A glance at these VMs, and a search for orphans if it shows that there are any.
+fn glance(shared: &Shared, known: &[Known]) -> Surveyed {
+    let began = Instant::now();
+    let glance = shared.looker().glance(known, shared.stead.settings.log_limit);
+    let took = began.elapsed();
+    let glance = glance.unwrap_or_else(|error| {
+        tracing::warn!("a glance at the host: {error}; each VM is looked at instead");
+        let at_rest = known.iter().filter(|known| known.at_rest).map(|known| known.name.clone());
+        Glance { changed: at_rest.collect(), has_unaccounted: true }
+    });
+    let orphans = if glance.has_unaccounted {
+        collect::survey(&shared.stead, &shared.memory)
+    } else {
+        collect::remember(&shared.stead, &[]).map(|()| Vec::new())
+    };
+    Surveyed { glance: Some((took, glance.changed)), orphans }
 }
 
 /// Comes when one of those who wait for a reply has gone away; never while none has.

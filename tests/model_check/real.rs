@@ -322,7 +322,7 @@ pub fn agenda_of(daemon: &Daemon, first: usize, hides_gaps: bool) -> Agenda {
         if let Some(seen) = slot.seen {
             let observed = seen_vm(index, seen);
             let plan = VmPlan::default();
-            let seen = RealSeen { observed, plan, failure: None, failures: 0, under_way: None };
+            let seen = RealSeen { observed: Arc::new(observed), plan, failure: None, failures: 0 };
             agenda.seen.insert(name.clone(), seen);
         }
         // Whoever works has been taken: before anybody else waits.

@@ -438,21 +438,29 @@ fn what_a_loop_is_bound_to_stays_in_the_trash() {
 /// Found by seed 537688: nobody recorded what the VM booted with but handles.json, and that rotted.
 #[test]
 fn a_vm_whose_spec_nobody_knows_runs_on_until_a_restart_is_asked_for() {
-    let steps = [
-        Step::Apply { vm: 2, spec: 3 },
-        Step::Blind { at: 50 },
-        Step::Rot { vm: 2, ledger: false, bytes: 20 },
-        Step::Apply { vm: 2, spec: 1 },
-    ];
-    run(537_688, &steps);
-    let mut history = History::new(537_688);
-    for step in &steps {
-        history.happens(step);
-    }
-    let life = history.bed.machine.lives_of_vms();
-    let outcome = history.bed.converge("an edit later");
-    assert_eq!(history.bed.machine.lives_of_vms(), life, "it is not restarted for a change that may be none");
-    assert!(outcome.plan.vms.values().any(|plan| plan.notes.iter().any(|note| note.starts_with("SpecUnknown"))));
+    let is_unknown = |at: &usize| {
+        let steps = [
+            Step::Apply { vm: 2, spec: 3 },
+            Step::Blind { at: *at },
+            Step::Rot { vm: 2, ledger: false, bytes: 20 },
+            Step::Apply { vm: 2, spec: 1 },
+        ];
+        let mut history = History::new(537_688);
+        for step in &steps {
+            history.happens(step);
+        }
+        let life = history.bed.machine.lives_of_vms();
+        let outcome = history.bed.converge("an edit later");
+        let is_noted = |plan: &VmPlan| plan.notes.iter().any(|note| note.starts_with("SpecUnknown"));
+        let is_unknown = outcome.plan.vms.values().any(is_noted);
+        if is_unknown {
+            assert_eq!(history.bed.machine.lives_of_vms(), life, "it is not restarted for a change that may be none");
+            run(537_688, &steps);
+        }
+        is_unknown
+    };
+    // Which look it is that has to fail, so that nobody knows, differs with what stead looks at.
+    assert_ne!((1..150).filter(is_unknown).count(), 0, "its spec can be known whichever look fails");
 }
 
 #[test]

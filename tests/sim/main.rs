@@ -5,6 +5,7 @@
 mod bed;
 mod cancelled;
 mod crash_points;
+mod glance;
 mod hangs;
 mod histories;
 mod pains;

@@ -15,7 +15,7 @@ use stead::host::devices::{
 };
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 use stead::host::{
-    GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
+    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
     SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use stead::plan::{AllowPrune, Policy};
@@ -168,6 +168,9 @@ impl HostView for Mortal {
     fn list_folder(&self, path: &Path) -> io::Result<Vec<String>> {
         self.real.list_folder(path)
     }
+    fn file_stamp(&self, path: &Path) -> io::Result<Option<FileStamp>> {
+        self.real.file_stamp(path)
+    }
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.real.exists(path)
     }
@@ -182,6 +185,9 @@ impl HostView for Mortal {
     }
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
         self.real.open_process(pid)
+    }
+    fn is_alive(&self, process: &ProcessHandle) -> bool {
+        self.real.is_alive(process)
     }
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
         self.real.inspect(process)

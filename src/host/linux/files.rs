@@ -12,7 +12,7 @@ use rustix::fs::{Access, AtFlags, CWD, RenameFlags, accessat, renameat_with};
 use rustix::process::geteuid;
 
 use crate::desired::FileId;
-use crate::host::StateFileError;
+use crate::host::{FileStamp, StateFileError};
 
 /// No state file is longer; a longer one is not one that stead wrote.
 const STATE_FILE_MAX: u64 = 16 << 20;
@@ -85,6 +85,19 @@ pub(super) fn list_folder(path: &Path) -> io::Result<Vec<String>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+/// Which file is at this path, and since when it is as it is.
+pub(super) fn stamp(path: &Path) -> io::Result<Option<FileStamp>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(FileStamp {
+            id: FileId { device: metadata.dev(), inode: metadata.ino() },
+            bytes: metadata.len(),
+            mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+        })),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether anything is at this path.

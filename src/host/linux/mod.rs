@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
+    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
     SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use crate::desired::FileId;
@@ -97,6 +97,10 @@ impl HostView for LinuxHost {
         files::list_folder(path)
     }
 
+    fn file_stamp(&self, path: &Path) -> io::Result<Option<FileStamp>> {
+        files::stamp(path)
+    }
+
     fn exists(&self, path: &Path) -> io::Result<bool> {
         files::exists(path)
     }
@@ -115,6 +119,10 @@ impl HostView for LinuxHost {
 
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
         process::open(pid)
+    }
+
+    fn is_alive(&self, process: &ProcessHandle) -> bool {
+        process::is_alive(process)
     }
 
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {

@@ -179,6 +179,18 @@ impl Machine {
         world.dm.insert(name.to_owned(), world::Dm { uuid: uuid.to_owned(), minor, table: Vec::new() });
     }
 
+    /// Has somebody other than stead take every tap off its bridge.
+    pub fn unplug_taps(&self) {
+        for tap in self.world().taps.values_mut() {
+            tap.bridge = None;
+        }
+    }
+
+    /// Has somebody other than stead remove every tap.
+    pub fn lose_taps(&self) {
+        self.world().taps.clear();
+    }
+
     /// Says that a program is not installed.
     pub fn uninstall(&self, program: &Path) {
         self.world().missing_programs.insert(program.to_owned());

@@ -11,8 +11,8 @@ use super::world::{Cpus, Dm, Loop, World};
 use crate::desired::FileId;
 use crate::host::devices::{Cgroup, CgroupFacts, DeviceView, DmDevice, Holder, ImageIdentity, LoopDevice};
 use crate::host::{
-    GuestState, HostFacts, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer, StateFileError, Tap,
-    VmmError,
+    FileStamp, GuestState, HostFacts, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer,
+    StateFileError, Tap, VmmError,
 };
 use crate::spec::VmmKind;
 use crate::state::ExitStatus;
@@ -61,6 +61,14 @@ impl HostView for SimHost {
         })?
     }
 
+    fn file_stamp(&self, path: &Path) -> io::Result<Option<FileStamp>> {
+        self.see(|world| {
+            let id = world.files.file(path)?;
+            let content = world.files.content(id)?;
+            Some(FileStamp { id, bytes: content.length, mtime_ns: i128::from(content.modified) * 1_000_000 })
+        })
+    }
+
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.see(|world| world.files.at(path).is_some())
     }
@@ -88,6 +96,10 @@ impl HostView for SimHost {
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
         let found = self.look(|world| world.processes.get(&pid).map(|process| process.identity));
         Ok(found.map(|identity| ProcessHandle { identity, pidfd: None }))
+    }
+
+    fn is_alive(&self, process: &ProcessHandle) -> bool {
+        self.look(|world| world.find(process).is_some())
     }
 
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {

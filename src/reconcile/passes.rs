@@ -1,0 +1,138 @@
+//! Full passes: the net under all events. What each costs is told in the log.
+//!
+//! A thorough pass looks at every VM. A quick one looks at those that something is to be done about, and glances at all
+//! others (`observed::glance`), which takes a hundredth of the time. The first pass is thorough, and so is each that a person
+//! asks for and every sixth of the others.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::names::VmName;
+use crate::wakeups::Reason;
+
+/// Of so many passes that the clock asks for, one is thorough: with the default interval, one an hour.
+const THOROUGH_EVERY: u32 = 6;
+
+/// How closely a pass looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// At every VM.
+    Thorough,
+    /// At those with something to be done, and at those that a glance finds changed.
+    Quick,
+}
+
+impl fmt::Display for Depth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Thorough => "thorough",
+            Self::Quick => "quick",
+        })
+    }
+}
+
+/// The passes of one stead.
+#[derive(Debug, Default)]
+pub(super) struct Passes {
+    /// Quick ones since the last thorough one.
+    quick: u32,
+    under_way: Option<Pass>,
+}
+
+/// A pass that is under way.
+#[derive(Debug)]
+struct Pass {
+    reason: Reason,
+    depth: Depth,
+    began: Instant,
+    /// What listing the manifests took.
+    listing: Duration,
+    /// Whether the glance that belongs to it was begun.
+    glances: bool,
+    /// What the glance took, once it was made.
+    glance: Option<Duration>,
+    /// How many VMs it is about.
+    vms: usize,
+    /// Those whose turn is still to end.
+    waiting: BTreeSet<VmName>,
+    /// Turns that ended.
+    turns: usize,
+    /// Actions carried out in them.
+    changes: usize,
+}
+
+impl Passes {
+    /// How closely the next pass looks, if the clock asks for it.
+    pub(super) fn next_depth(&mut self) -> Depth {
+        self.quick = (self.quick + 1) % THOROUGH_EVERY;
+        if self.quick == 0 { Depth::Thorough } else { Depth::Quick }
+    }
+
+    /// A pass begins, in place of one that is under way still. The turns of these VMs are part of it.
+    pub(super) fn begin(
+        &mut self,
+        reason: Reason,
+        depth: Depth,
+        listing: Duration,
+        vms: usize,
+        woken: BTreeSet<VmName>,
+    ) {
+        if depth == Depth::Thorough {
+            self.quick = 0;
+        }
+        let began = Instant::now() - listing;
+        let (glances, glance, turns, changes, waiting) = (false, None, 0, 0, woken);
+        self.under_way = Some(Pass { reason, depth, began, listing, glances, glance, vms, waiting, turns, changes });
+    }
+
+    /// Whether it is time for the pass's glance at the host, which is told once: a quick pass begins with it, a thorough one
+    /// ends with it, when it is known of each VM what it holds.
+    pub(super) fn begin_glance(&mut self) -> bool {
+        let is_time = |pass: &&mut Pass| !pass.glances && (pass.depth == Depth::Quick || pass.waiting.is_empty());
+        self.under_way.as_mut().filter(is_time).map(|pass| pass.glances = true).is_some()
+    }
+
+    /// Nothing more is expected of it: the time ran out.
+    pub(super) fn stop(&mut self) {
+        self.under_way = None;
+    }
+
+    /// Its glance has ended: these VMs get a turn too.
+    pub(super) fn end_glance(&mut self, took: Duration, changed: BTreeSet<VmName>) {
+        if let Some(pass) = self.under_way.as_mut().filter(|pass| pass.glances) {
+            pass.glance = Some(took);
+            pass.waiting.extend(changed);
+        }
+    }
+
+    /// A VM's turn ended, or is not waited for any more.
+    pub(super) fn end_turn(&mut self, name: &VmName, changes: usize) {
+        if let Some(pass) = &mut self.under_way
+            && pass.waiting.remove(name)
+        {
+            pass.turns += 1;
+            pass.changes += changes;
+        }
+    }
+
+    /// Tells of the pass once it is through.
+    pub(super) fn tell(&mut self) {
+        let is_through = |pass: &mut Pass| pass.waiting.is_empty() && pass.glance.is_some();
+        let Some(pass) = self.under_way.take_if(is_through) else { return };
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        tracing::debug!(
+            reason = ?pass.reason,
+            depth = %pass.depth,
+            vms = pass.vms,
+            turns = pass.turns,
+            changes = pass.changes,
+            listing_micros = micros(pass.listing),
+            glance_micros = micros(pass.glance.unwrap_or_default()),
+            micros = micros(pass.began.elapsed()),
+            "full pass"
+        );
+    }
+}
