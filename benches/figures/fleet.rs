@@ -26,6 +26,7 @@ pub fn standin() -> &'static Path {
 pub struct Fleet {
     pub host: Host,
     declared: usize,
+    taps: bool,
 }
 
 impl Fleet {
@@ -35,18 +36,25 @@ impl Fleet {
         let host = Host::new()
             .with_env("STEAD_FIRECRACKER", &standin().display().to_string())
             .with_env("STEAD_LOG", "stead=debug");
-        Self { host, declared: 0 }
+        Self { host, declared: 0, taps: false }
     }
 
-    pub fn manifest(name: &str) -> String {
-        manifest(name, Vmm::Firecracker)
+    /// Each VM gets a tap.
+    pub fn with_taps(mut self) -> Self {
+        self.taps = true;
+        self
+    }
+
+    pub fn manifest(&self, name: &str) -> String {
+        let text = manifest(name, Vmm::Firecracker);
+        if self.taps { format!("{text}  networkInterfaces: [{{name: eth0}}]\n") } else { text }
     }
 
     /// Declares VMs until there are so many.
     pub fn declare(&mut self, count: usize) {
         for number in self.declared..count {
             let name = vm(number);
-            fs::write(self.host.manifests().join(format!("{name}.yaml")), Self::manifest(&name)).expect("a manifest");
+            fs::write(self.host.manifests().join(format!("{name}.yaml")), self.manifest(&name)).expect("a manifest");
         }
         self.declared = count.max(self.declared);
     }

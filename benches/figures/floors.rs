@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -128,4 +129,42 @@ pub fn look_at_each(state: &Path, names: &[String]) -> usize {
         running += usize::from(reply[..count].windows(7).any(|word| word == b"Running"));
     }
     running
+}
+
+/// The metadata of each file, one dump of links, one of loop devices and one of device-mapper devices.
+pub fn dumps(files: &[PathBuf]) -> usize {
+    let mut count = 0;
+    for file in files {
+        count += usize::from(fs::symlink_metadata(file).is_ok());
+    }
+    count + dump_links() + list("/sys/block") + list("/sys/class/misc")
+}
+
+fn list(folder: &str) -> usize {
+    fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+/// One RTM_GETLINK dump (rtnetlink(7)), its answer read and counted in bytes.
+fn dump_links() -> usize {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+    use std::os::fd::AsRawFd;
+    let kind = SockType::Raw;
+    let socket =
+        socket(AddressFamily::Netlink, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute).expect("netlink");
+    // struct nlmsghdr {len 32, RTM_GETLINK, NLM_F_REQUEST|NLM_F_DUMP, seq, pid} and struct ifinfomsg, all zeros.
+    let mut request = [0_u8; 32];
+    request[0] = 32;
+    request[4] = 18;
+    request[6..8].copy_from_slice(&0x301_u16.to_ne_bytes());
+    send(socket.as_raw_fd(), &request, MsgFlags::empty()).expect("a request");
+    let mut buffer = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        let count = recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::empty()).expect("an answer");
+        bytes += count;
+        // NLMSG_DONE is a message, and a datagram, of its own.
+        if count < 16 || u16::from_ne_bytes([buffer[4], buffer[5]]) == 3 {
+            return bytes;
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod growth;
 mod measure;
 mod p1_start;
 mod p2_death;
+mod p3_pass;
 mod p4_once;
 mod p6_rest;
 mod p8_firecracker;
@@ -44,7 +45,9 @@ type Take = fn(Size) -> Figure;
 const FIGURES: &[(&str, Take)] = &[
     ("P1", p1_start::take),
     ("P2", p2_death::take),
+    ("P3", p3_pass::take),
     ("P4", p4_once::once),
+    ("P5", p4_once::adoption),
     ("P6", p6_rest::wakeups),
     ("P7", p6_rest::memory),
     ("P8", p8_firecracker::take),

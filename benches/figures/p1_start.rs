@@ -27,7 +27,7 @@ pub fn take(size: Size) -> Figure {
     let (mut ours, mut least) = (Samples::default(), Samples::default());
     for run in 0..size.runs {
         let name = vm(BESIDE + run);
-        let text = Fleet::manifest(&name);
+        let text = fleet.manifest(&name);
         ours.push(until_began(&fleet.host.manifests(), &fleet.host.vm_dir(&name), &name, &text));
         fs::create_dir(state.join(&name)).expect("a folder");
         least.push(until_began(&manifests, &state.join(&name), &name, &text));

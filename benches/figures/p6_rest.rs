@@ -7,6 +7,7 @@ use crate::Size;
 use crate::fleet::Fleet;
 use crate::floors::Floor;
 use crate::measure::{Figure, Unit};
+use crate::p3_pass::settle;
 
 fn at_rest(size: Size) -> Fleet {
     let mut fleet = Fleet::new();
@@ -65,18 +66,4 @@ fn resident(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") as f64 * 1024.0
-}
-
-/// Waits until the daemon is at rest.
-pub fn settle(fleet: &Fleet) {
-    let mut last = None;
-    for _ in 0..200 {
-        let now = switches(fleet.host.daemon_pid());
-        if last == Some(now) {
-            return;
-        }
-        last = Some(now);
-        std::thread::sleep(Duration::from_millis(300));
-    }
-    panic!("stead does not come to rest; log:\n{}", fleet.host.log());
 }
