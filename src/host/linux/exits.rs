@@ -16,6 +16,10 @@ use super::process::{has_ended, read_proc};
 use crate::host::{ProcessHandle, ProcessIdentity};
 use crate::state::ExitStatus;
 
+/// How many children are looked at when another one is born, to reap those that ended and that nobody asked about: more than
+/// one, so that zombies become fewer, and few, since there may be thousands.
+const LOOKED_AT: usize = 4;
+
 /// How many statuses of ended children are kept for who asks late.
 const KEPT: usize = 4096;
 
@@ -27,6 +31,8 @@ pub(super) struct Exits(Arc<Mutex<Table>>);
 struct Table {
     /// Children that were not reaped yet.
     living: HashMap<ProcessIdentity, Arc<OwnedFd>>,
+    /// Whom to look at next among them; some may be gone.
+    to_look_at: VecDeque<ProcessIdentity>,
     ended: HashMap<ProcessIdentity, ExitStatus>,
     /// The keys of `ended`, the oldest first.
     order: VecDeque<ProcessIdentity>,
@@ -36,12 +42,16 @@ impl Exits {
     /// Remembers a child, so that it is reaped, whoever watches it or not.
     pub(super) fn register(&self, child: &ProcessHandle) {
         let mut table = self.table();
-        // A child that nobody asked about stays a zombie no longer than until the next one is born.
-        for (identity, pidfd) in table.living.clone() {
-            table.reap(identity, &pidfd);
+        for _ in 0..LOOKED_AT.min(table.to_look_at.len()) {
+            let Some(identity) = table.to_look_at.pop_front() else { break };
+            let Some(pidfd) = table.living.get(&identity).cloned() else { continue };
+            if table.reap(identity, &pidfd).is_none() {
+                table.to_look_at.push_back(identity);
+            }
         }
         if let Some(pidfd) = &child.pidfd {
             table.living.insert(child.identity, Arc::clone(pidfd));
+            table.to_look_at.push_back(child.identity);
         }
     }
 
