@@ -52,7 +52,7 @@ fn fixed() -> &'static Fixed {
             vms: BTreeMap::from([(name.clone(), vec![declaration])]),
             ..Desired::default()
         };
-        let program = |path: &str| Ok(Program { path: path.into(), version: None });
+        let program = |path: &str| Ok(Program { path: path.into() });
         let facts = HostFacts {
             firecracker: program("/bin/firecracker"),
             qemu: program("/bin/qemu"),

@@ -185,8 +185,6 @@ pub enum SpawnError {
 pub struct Program {
     /// Where it lies.
     pub path: PathBuf,
-    /// The version it tells of itself, such as `1.12.1`; `None` when it does not.
-    pub version: Option<String>,
 }
 
 /// What this host has; each fact with what to do where it is missing.
@@ -296,8 +294,12 @@ pub trait HostView: devices::DeviceView {
     /// The tap of this name; `None` when there is no interface of this name.
     fn tap(&self, name: &str) -> io::Result<Option<Tap>>;
 
-    /// What this host has. Looked up once, and again when a program's file changes.
+    /// What this host has.
     fn host_facts(&self) -> HostFacts;
+
+    /// The version that a VMM's program tells of itself, such as `1.12.1`; `None` when it does not. It is run for that, which
+    /// takes QEMU a hundredth of a second of the CPU's time, and again only once its file has changed.
+    fn program_version(&self, vmm: VmmKind, program: &Program) -> Option<String>;
 }
 
 /// What can be done. Each call says whether it changed anything, and succeeds when there was nothing to do.

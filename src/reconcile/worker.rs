@@ -12,7 +12,7 @@ use super::{Memory, Progress, Stead, requests};
 use crate::act::{ActError, Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
-use crate::host::{HostFacts, ProcessIdentity};
+use crate::host::{HostFacts, HostView, ProcessIdentity};
 use crate::names::VmName;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
@@ -266,7 +266,7 @@ impl Shared {
             lock(&self.statuses).remove(name);
             return;
         }
-        let advisories = advisories(observed, facts);
+        let advisories = advisories(&*self.stead.host, observed, facts);
         let input = status::StatusInput {
             observed,
             plan: &report.plan,
@@ -311,14 +311,14 @@ fn under_way(plan: &VmPlan) -> Option<String> {
 }
 
 /// Known holes of the VMM that runs this VM.
-fn advisories(observed: &ObservedVm, facts: &HostFacts) -> Vec<String> {
+fn advisories(host: &dyn HostView, observed: &ObservedVm, facts: &HostFacts) -> Vec<String> {
     let Some(vmm) = observed.process.present() else { return Vec::new() };
     let program = match vmm.vmm {
         crate::spec::VmmKind::Firecracker => &facts.firecracker,
         crate::spec::VmmKind::Qemu => &facts.qemu,
     };
-    let version = program.as_ref().ok().and_then(|program| program.version.as_deref());
-    version.map_or_else(Vec::new, |version| crate::vmm::advisories::of(vmm.vmm, version))
+    let version = || host.program_version(vmm.vmm, program.as_ref().ok()?);
+    crate::vmm::advisories::of(vmm.vmm, version)
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

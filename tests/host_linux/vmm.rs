@@ -224,8 +224,9 @@ fn a_vmm_is_asked_from_inside_a_runtime_too() {
 fn what_can_run_here_is_told_with_its_version() {
     let vm = Vm::firecracker("halt");
     let facts = vm.host.host_facts();
-    assert_eq!(facts.firecracker.unwrap().version.as_deref(), Some("1.12.1"));
-    assert!(facts.qemu.unwrap().version.is_some_and(|version| version.contains('.')));
+    let version = |vmm, program| vm.host.program_version(vmm, &program);
+    assert_eq!(version(VmmKind::Firecracker, facts.firecracker.unwrap()).as_deref(), Some("1.12.1"));
+    assert!(version(VmmKind::Qemu, facts.qemu.unwrap()).is_some_and(|version| version.contains('.')));
     assert_eq!(facts.kvm, Ok(()));
     let start = Instant::now();
     vm.host.host_facts();

@@ -92,7 +92,7 @@ pub struct World {
 
 impl World {
     pub fn new(now_ms: u64) -> Self {
-        let program = |path: &str| Ok(Program { path: path.into(), version: None });
+        let program = |path: &str| Ok(Program { path: path.into() });
         let facts = HostFacts {
             firecracker: program("/bin/firecracker"),
             qemu: program("/bin/qemu"),

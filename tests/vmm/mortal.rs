@@ -15,8 +15,8 @@ use stead::host::devices::{
 };
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 use stead::host::{
-    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
-    SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
+    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer,
+    SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use stead::plan::{AllowPrune, Policy};
 use stead::reconcile::{OnceOptions, Outcome, Stead, once};
@@ -221,6 +221,9 @@ impl HostView for Mortal {
     }
     fn host_facts(&self) -> HostFacts {
         self.real.host_facts()
+    }
+    fn program_version(&self, vmm: VmmKind, program: &Program) -> Option<String> {
+        self.real.program_version(vmm, program)
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::cgroup::Cgroups;
 use super::{LinuxHostConfig, device_mapper, spawn};
 use crate::host::{HostFacts, Program};
+use crate::spec::VmmKind;
 use crate::vmm::{firecracker, qemu};
 
 /// How long a program may take to tell its version.
@@ -54,18 +55,16 @@ impl Facts {
     pub(super) fn get(&self, cgroups: &Cgroups) -> HostFacts {
         let qemu_name = format!("qemu-system-{}", std::env::consts::ARCH);
         HostFacts {
-            firecracker: self.program(
+            firecracker: program(
                 self.config.firecracker.as_deref(),
                 "firecracker",
                 "install the release from https://github.com/firecracker-microvm/firecracker/releases, or say where it is \
                  (STEAD_FIRECRACKER)",
-                firecracker::read_version,
             ),
-            qemu: self.program(
+            qemu: program(
                 self.config.qemu.as_deref(),
                 &qemu_name,
                 "install it (Debian, Ubuntu: apt-get install qemu-system-x86), or say where it is (STEAD_QEMU)",
-                qemu::read_version,
             ),
             kvm: check_kvm(Path::new("/dev/kvm")),
             device_mapper: device_mapper::usable(),
@@ -73,38 +72,33 @@ impl Facts {
         }
     }
 
-    fn program(
-        &self,
-        configured: Option<&Path>,
-        default: &str,
-        advice: &str,
-        read_version: fn(&str) -> Option<String>,
-    ) -> Result<Program, String> {
-        let wanted = configured.unwrap_or(Path::new(default));
-        let path = find(wanted).ok_or_else(|| match configured {
-            Some(path) => format!("{} is no program that can be run: {advice}", path.display()),
-            None => format!("{default} is not in PATH: {advice}"),
-        })?;
-        let version = self.version(&path, read_version);
-        Ok(Program { path, version })
-    }
-
-    fn version(&self, path: &Path, read_version: fn(&str) -> Option<String>) -> Option<String> {
-        let metadata = fs::metadata(path).ok()?;
+    /// The version that a VMM's program tells of itself.
+    pub(super) fn version(&self, vmm: VmmKind, program: &Path) -> Option<String> {
+        let metadata = fs::metadata(program).ok()?;
         let stamp = FileStamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
         };
-        let known = || self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = known().get(&stamp) {
-            return version.clone();
-        }
-        let version = ask_version(path).ok().as_deref().and_then(read_version);
-        known().insert(stamp, version.clone());
-        version
+        let read = match vmm {
+            VmmKind::Firecracker => firecracker::read_version,
+            VmmKind::Qemu => qemu::read_version,
+        };
+        // Locked while it runs, so that of many who ask at once one runs it.
+        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = || ask_version(program).ok().as_deref().and_then(read);
+        versions.entry(stamp).or_insert_with(ask).clone()
     }
+}
+
+fn program(configured: Option<&Path>, default: &str, advice: &str) -> Result<Program, String> {
+    let wanted = configured.unwrap_or(Path::new(default));
+    let path = find(wanted).ok_or_else(|| match configured {
+        Some(path) => format!("{} is no program that can be run: {advice}", path.display()),
+        None => format!("{default} is not in PATH: {advice}"),
+    })?;
+    Ok(Program { path })
 }
 
 /// The absolute path of a program: as it is if it has a `/`, else found in `PATH`.

@@ -36,8 +36,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, SocketPeer, SpawnError,
-    SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
+    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer,
+    SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use crate::desired::FileId;
 use crate::spec::VmmKind;
@@ -165,6 +165,10 @@ impl HostView for LinuxHost {
 
     fn host_facts(&self) -> HostFacts {
         self.facts.get(&self.cgroups)
+    }
+
+    fn program_version(&self, vmm: VmmKind, program: &Program) -> Option<String> {
+        self.facts.version(vmm, &program.path)
     }
 }
 

@@ -169,14 +169,21 @@ impl HostView for SimHost {
     }
 
     fn host_facts(&self) -> HostFacts {
-        let program = |path: &str, version: &str| Program { path: path.into(), version: Some(version.into()) };
+        let program = |path: &str| Ok(Program { path: path.into() });
         HostFacts {
-            firecracker: Ok(program("/usr/bin/firecracker", "1.12.1")),
-            qemu: Ok(program("/usr/bin/qemu-system-x86_64", "7.2.22")),
+            firecracker: program("/usr/bin/firecracker"),
+            qemu: program("/usr/bin/qemu-system-x86_64"),
             kvm: Ok(()),
             device_mapper: self.device_mapper(),
             cgroups: self.cgroup_facts(),
         }
+    }
+
+    fn program_version(&self, vmm: VmmKind, _program: &Program) -> Option<String> {
+        Some(match vmm {
+            VmmKind::Firecracker => "1.12.1".to_owned(),
+            VmmKind::Qemu => "7.2.22".to_owned(),
+        })
     }
 }
 
