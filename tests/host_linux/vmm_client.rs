@@ -120,6 +120,18 @@ fn a_command_is_carried_out_when_the_answer_says_so() {
 }
 
 #[test]
+fn where_pidfds_have_no_inodes_of_their_own_the_peer_is_proven_by_what_proc_says() {
+    // As before Linux 6.9.
+    let mut peer = Peer::new();
+    peer.myself.identity.pidfd_inode = None;
+    let (answer, _) = peer.query(VmmKind::Firecracker, API, |mut stream| {
+        hear(&mut stream, "\r\n\r\n");
+        stream.write_all(b"HTTP/1.1 200 \r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}").unwrap();
+    });
+    assert_eq!(answer, Ok(GuestState::Running));
+}
+
+#[test]
 fn a_peer_that_says_nothing_is_given_up_at_the_bound() {
     for kind in BOTH {
         timed_out(Peer::new().query(kind, SHORT, |mut stream| drop(hear(&mut stream, "\0"))));

@@ -59,6 +59,9 @@ fn connect(socket: &Path, vmm: &ProcessHandle) -> Result<UnixStream, VmmError> {
         Connected::Full => return Err(VmmError::Busy),
         Connected::Failed(error) => return Err(VmmError::Io(error.to_string())),
     };
+    if peer::is_at_end_of(&fd, vmm) {
+        return Ok(UnixStream::from(fd));
+    }
     match peer::peer_of(socket, &fd) {
         SocketPeer::Listener(listener) if peer::is_same(&listener, vmm) => Ok(UnixStream::from(fd)),
         SocketPeer::Listener(listener) => Err(VmmError::Stranger(listener.identity.pid)),
