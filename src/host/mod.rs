@@ -277,7 +277,8 @@ pub trait HostView: devices::DeviceView {
     /// The tap of this name; `None` when there is no interface of this name.
     fn tap(&self, name: &str) -> io::Result<Option<Tap>>;
 
-    /// What this host has. Looked up once, and again when a program's file changes.
+    /// What this host has, or had a tenth of a second ago. A program is asked for its version once, and again when its file
+    /// changes.
     fn host_facts(&self) -> HostFacts;
 }
 
