@@ -294,7 +294,7 @@ pub trait HostView: devices::DeviceView {
     /// The tap of this name; `None` when there is no interface of this name.
     fn tap(&self, name: &str) -> io::Result<Option<Tap>>;
 
-    /// What this host has.
+    /// What this host has, or had a tenth of a second ago.
     fn host_facts(&self) -> HostFacts;
 
     /// The version that a VMM's program tells of itself, such as `1.12.1`; `None` when it does not. It is run for that, which

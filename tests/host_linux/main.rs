@@ -19,3 +19,4 @@ mod simulated_processes;
 mod tap;
 mod tap_removal;
 mod vmm;
+mod vmm_client;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -18,6 +18,11 @@ use super::{LinuxHostConfig, device_mapper, spawn};
 use crate::host::{HostFacts, Program};
 use crate::spec::VmmKind;
 use crate::vmm::{firecracker, qemu};
+
+/// How long facts are used, from when they began to be looked up: each of a burst of turns would ask the same. They go stale
+/// by what people do to a host: install, replace or remove a program, load a module, change the rights of a device. Nobody
+/// does that within a burst, and whoever acts on a fact that is no longer one is told so by the act.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// How long a program may take to tell its version.
 const VERSION_BOUND: Duration = Duration::from_secs(5);
@@ -32,9 +37,10 @@ nix::ioctl_write_int_bad!(
 /// The only version of KVM's API there ever was since it became stable (`Documentation/virt/kvm/api.rst`).
 const KVM_API_VERSION: i32 = 12;
 
-/// What was learnt of programs, so that each is asked once.
+/// What was learnt of the host; of each program only once.
 pub(super) struct Facts {
     config: LinuxHostConfig,
+    last: Mutex<Option<(Instant, HostFacts)>>,
     versions: Mutex<HashMap<FileStamp, Option<String>>>,
 }
 
@@ -49,10 +55,27 @@ struct FileStamp {
 
 impl Facts {
     pub(super) fn new(config: LinuxHostConfig) -> Self {
-        Self { config, versions: Mutex::default() }
+        Self { config, last: Mutex::default(), versions: Mutex::default() }
     }
 
     pub(super) fn get(&self, cgroups: &Cgroups) -> HostFacts {
+        self.get_at(Instant::now(), cgroups)
+    }
+
+    fn get_at(&self, now: Instant, cgroups: &Cgroups) -> HostFacts {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((since, facts)) = &*last()
+            && now.saturating_duration_since(*since) < FRESH
+        {
+            return facts.clone();
+        }
+        // Not locked meanwhile: a device that is slow to answer delays no other VM's turn.
+        let facts = self.look(cgroups);
+        *last() = Some((now, facts.clone()));
+        facts
+    }
+
+    fn look(&self, cgroups: &Cgroups) -> HostFacts {
         let qemu_name = format!("qemu-system-{}", std::env::consts::ARCH);
         HostFacts {
             firecracker: program(
@@ -190,5 +213,24 @@ mod tests {
         let facts = Facts::new(config).get(&Cgroups::default());
         assert!(facts.firecracker.unwrap_err().starts_with("/nonexistent/fc is no program"));
         assert!(facts.qemu.unwrap_err().contains("STEAD_QEMU"));
+    }
+
+    #[test]
+    fn a_program_that_comes_or_goes_is_seen_a_moment_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("fc");
+        let facts = Facts::new(LinuxHostConfig { firecracker: Some(program.clone()), qemu: None });
+        let start = Instant::now();
+        let is_there = |ms| {
+            let now = start + Duration::from_millis(ms);
+            facts.get_at(now, &Cgroups::default()).firecracker.is_ok()
+        };
+        assert!(!is_there(0));
+        std::os::unix::fs::symlink("/bin/true", &program).unwrap();
+        assert!(!is_there(99));
+        assert!(is_there(100));
+        fs::remove_file(&program).unwrap();
+        assert!(is_there(199));
+        assert!(!is_there(200));
     }
 }

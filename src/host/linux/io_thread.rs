@@ -1,4 +1,4 @@
-//! One thread that waits: for pidfds, for netlink, for a VMM's API.
+//! One thread that waits: for pidfds and for netlink.
 //!
 //! Calls of [`super::LinuxHost`] are synchronous and may come from anywhere, also from a thread that already drives an
 //! async runtime, where starting another one panics. So everything async runs on this thread's own small runtime, and

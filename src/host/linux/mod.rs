@@ -17,6 +17,7 @@ mod exits;
 mod facts;
 mod files;
 mod holders;
+mod http;
 mod images;
 mod io_thread;
 mod lock;
@@ -152,7 +153,7 @@ impl HostView for LinuxHost {
         peer: &ProcessHandle,
         bound: Duration,
     ) -> Result<GuestState, VmmError> {
-        vmm_client::query(&self.io, vmm, api_socket, peer, bound)
+        vmm_client::query(vmm, api_socket, peer, bound)
     }
 
     fn taps(&self) -> io::Result<Vec<Tap>> {
@@ -219,7 +220,7 @@ impl HostOps for LinuxHost {
         command: VmmCommand,
         bound: Duration,
     ) -> Result<(), VmmError> {
-        vmm_client::command(&self.io, vmm, api_socket, peer, command, bound)
+        vmm_client::command(vmm, api_socket, peer, command, bound)
     }
 
     fn create_tap(&self, name: &str, alias: &str, bridge: Option<&str>) -> io::Result<()> {

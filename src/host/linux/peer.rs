@@ -54,6 +54,15 @@ pub(super) fn socket_peer(path: &Path) -> SocketPeer {
     }
 }
 
+/// Whether this very process listens at the other end of a connection, and lives: what is true nearly always, told by the
+/// kernel alone, without `/proc`. False does not say that it is another: [`peer_of`] knows.
+pub(super) fn is_at_end_of(fd: &OwnedFd, process: &ProcessHandle) -> bool {
+    // Known only where there is pidfs, whose inodes are never used again: then this pidfd is on it too.
+    let Some(known) = process.identity.pidfd_inode else { return false };
+    let Ok(pidfd) = getsockopt(fd, PeerPidfd) else { return false };
+    rustix::fs::fstat(&pidfd).is_ok_and(|found| found.st_ino == known) && !process::has_ended(&pidfd)
+}
+
 /// Who listens at the other end of this connection to `path`.
 pub(super) fn peer_of(path: &Path, fd: &OwnedFd) -> SocketPeer {
     let pinned = match getsockopt(fd, PeerPidfd) {

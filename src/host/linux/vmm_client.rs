@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::conversation::{self, REPLY_MAX};
-use super::io_thread::IoThread;
 use super::peer::{self, Connected};
 use crate::host::{GuestState, ProcessHandle, SocketPeer, VmmCommand, VmmError};
 use crate::spec::VmmKind;
@@ -15,46 +16,42 @@ use crate::vmm::firecracker;
 
 /// Asks what the guest is doing.
 pub(super) fn query(
-    io: &IoThread,
     vmm: VmmKind,
     socket: &Path,
     peer: &ProcessHandle,
     bound: Duration,
 ) -> Result<GuestState, VmmError> {
+    let stream = connect(socket, peer)?;
+    let (reader, writer) = ends(&stream, bound);
     match vmm {
         VmmKind::Firecracker => {
-            let (status, body) = http(io, socket, peer, firecracker::QUERY, bound)?;
+            let (status, body) = conversation::http(reader, writer, bound, &firecracker::QUERY)?;
             firecracker::read_state(status, &body)
         }
-        VmmKind::Qemu => {
-            let (reader, writer) = qmp_connection(socket, peer, bound)?;
-            conversation::qmp_state(reader, writer, bound)
-        }
+        VmmKind::Qemu => conversation::qmp_state(reader, writer, bound),
     }
 }
 
 /// Asks it to do something.
 pub(super) fn command(
-    io: &IoThread,
     vmm: VmmKind,
     socket: &Path,
     peer: &ProcessHandle,
     command: VmmCommand,
     bound: Duration,
 ) -> Result<(), VmmError> {
+    let stream = connect(socket, peer)?;
+    let (reader, writer) = ends(&stream, bound);
     match vmm {
         VmmKind::Firecracker => {
-            let (status, body) = http(io, socket, peer, firecracker::request(command), bound)?;
+            let (status, body) = conversation::http(reader, writer, bound, &firecracker::request(command))?;
             firecracker::read_done(status, &body)
         }
-        VmmKind::Qemu => {
-            let (reader, writer) = qmp_connection(socket, peer, bound)?;
-            conversation::qmp_command(reader, writer, bound, command)
-        }
+        VmmKind::Qemu => conversation::qmp_command(reader, writer, bound, command),
     }
 }
 
-/// A connection to the VMM itself: whoever else listens at this path is told nothing.
+/// A connection to the VMM itself, which does not block: whoever else listens at this path is told nothing.
 fn connect(socket: &Path, vmm: &ProcessHandle) -> Result<UnixStream, VmmError> {
     let fd: OwnedFd = match peer::connect(socket) {
         Connected::To(fd) => fd,
@@ -62,6 +59,9 @@ fn connect(socket: &Path, vmm: &ProcessHandle) -> Result<UnixStream, VmmError> {
         Connected::Full => return Err(VmmError::Busy),
         Connected::Failed(error) => return Err(VmmError::Io(error.to_string())),
     };
+    if peer::is_at_end_of(&fd, vmm) {
+        return Ok(UnixStream::from(fd));
+    }
     match peer::peer_of(socket, &fd) {
         SocketPeer::Listener(listener) if peer::is_same(&listener, vmm) => Ok(UnixStream::from(fd)),
         SocketPeer::Listener(listener) => Err(VmmError::Stranger(listener.identity.pid)),
@@ -70,68 +70,65 @@ fn connect(socket: &Path, vmm: &ProcessHandle) -> Result<UnixStream, VmmError> {
     }
 }
 
-fn http(
-    io: &IoThread,
-    socket: &Path,
-    vmm: &ProcessHandle,
-    request: firecracker::Request,
-    bound: Duration,
-) -> Result<(u16, Vec<u8>), VmmError> {
-    let stream = connect(socket, vmm)?;
-    let exchange = async move {
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| VmmError::Io(error.to_string()))?;
-        conversation::http(stream, request).await
-    };
-    match io.run(bound, exchange) {
-        Ok(reply) => reply,
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(VmmError::TimedOut(bound)),
-        Err(error) => Err(VmmError::Io(error.to_string())),
-    }
-}
-
-/// A connection to QEMU that no conversation outlives: what it says and what it is told.
-fn qmp_connection(socket: &Path, vmm: &ProcessHandle, bound: Duration) -> Result<(Bounded, Bounded), VmmError> {
-    let stream = connect(socket, vmm)?;
+/// Both ends of one conversation, which is over when the bound is.
+fn ends(stream: &UnixStream, bound: Duration) -> (Bounded<'_>, Bounded<'_>) {
     let deadline = Instant::now() + bound;
-    let open = || -> io::Result<(Bounded, Bounded)> {
-        stream.set_nonblocking(false)?;
-        let end = || Ok(Bounded { stream: stream.try_clone()?, deadline, read: 0 });
-        end().and_then(|reader| Ok((reader, end()?)))
-    };
-    open().map_err(|error| VmmError::Io(error.to_string()))
+    let end = || Bounded { stream, deadline, read: 0 };
+    (end(), end())
 }
 
-/// A stream whose every read and write together end at one deadline, and that gives no more than a bounded reply.
-struct Bounded {
-    stream: UnixStream,
+/// A stream that does not block, whose every read and write together end at one deadline, and that gives no more than a
+/// bounded reply.
+struct Bounded<'a> {
+    stream: &'a UnixStream,
     deadline: Instant,
     read: usize,
 }
 
-impl Bounded {
-    fn left(&self) -> io::Result<Option<Duration>> {
+impl Bounded<'_> {
+    /// How long there is. Asked each time, and not only when nothing comes: whoever sends byte after byte has no longer.
+    fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        // Zero would mean "for ever" to the socket.
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+
+    /// Waits until something can be done with the stream.
+    fn wait(&self, what: PollFlags) -> io::Result<()> {
+        loop {
+            let timeout = Timespec::try_from(self.left()?).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(self.stream, what)], Some(&timeout)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }
 
-impl Read for Bounded {
+impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.read > REPLY_MAX {
             return Err(super::error(io::ErrorKind::InvalidData, "the reply has no end"));
         }
-        self.stream.set_read_timeout(self.left()?)?;
+        // Waits first: no answer is there before it is waited for.
+        self.wait(PollFlags::IN)?;
         let count = self.stream.read(buffer)?;
         self.read += count;
         Ok(count)
     }
 }
 
-impl Write for Bounded {
+impl Write for Bounded<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(bytes)
+        // Also when it would not have to wait: what was given up is not said after all when a buffer is dropped.
+        self.left()?;
+        loop {
+            // Tries first: there is room for a question.
+            match self.stream.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(PollFlags::OUT)?,
+                result => return result,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
