@@ -10,3 +10,4 @@ mod histories;
 mod pains;
 mod parallel;
 mod races;
+mod records;
