@@ -11,3 +11,4 @@ mod histories;
 mod pains;
 mod parallel;
 mod races;
+mod records;

@@ -76,7 +76,9 @@ pub fn tun_interface(fdinfo: &str) -> Option<&str> {
 /// `MAJOR:MINOR`, as sysfs and mountinfo write it.
 pub fn device_number(text: &str) -> Option<DeviceNumber> {
     let (major, minor) = text.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
+    // `+3` parses too, but no kernel writes it.
+    let number = |digits: &str| digits.parse().ok().filter(|_| digits.bytes().all(|digit| digit.is_ascii_digit()));
+    Some((number(major)?, number(minor)?))
 }
 
 /// Where one of these devices is mounted, by `/proc/PID/mountinfo` (proc_pid_mountinfo(5)). Some filesystems, such as
