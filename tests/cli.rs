@@ -321,9 +321,9 @@ impl Handler for Fake {
 #[test]
 fn acting_commands_ask_the_stead_that_runs() {
     let (home, layout) = Home::new().with_state();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let listener = runtime.block_on(async { control::bind(&layout) }).unwrap();
-    runtime.spawn(control::serve(listener, Arc::new(Fake)));
+    std::thread::spawn(move || runtime.block_on(control::serve(listener, Arc::new(Fake))));
 
     let accepted = home.stead(&["restart", "web"]);
     assert_eq!((code(&accepted), stdout(&accepted).as_str()), (0, "web will be restarted\n"));

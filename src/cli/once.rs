@@ -7,7 +7,7 @@ use crate::reconcile::{OnceOptions, Stead, once};
 
 /// Makes a pass and tells of it. The caller holds the state's lock.
 pub(super) fn pass(context: &Context, stead: &Stead, options: &OnceOptions) -> Result<Exit, CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| CliError::io("start the runtime", source))?;

@@ -18,7 +18,8 @@ pub struct Args {}
 
 pub(super) fn execute(context: &Context, Args {}: &Args) -> Result<Exit, CliError> {
     let stead = context.actor("run")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // The loop's thread waits for events itself: of a second one it would only be woken. Turns have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| CliError::io("start the runtime", source))?;

@@ -276,7 +276,8 @@ pub trait HostView: devices::DeviceView {
     /// How a process that has ended did so, as far as it can be known; reaps it if it was a child of stead.
     fn exit_status(&self, process: &ProcessHandle) -> ExitStatus;
 
-    /// Calls `on_exit` once, when the process ends, or at once if it has.
+    /// Calls `on_exit` once, when the process ends, or at once if it has. Nobody is told any more once the async runtime that
+    /// this was called on has ended.
     fn watch_exit(&self, process: &ProcessHandle, on_exit: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 
     /// Asks a VMM what its guest is doing. Whoever listens is asked only if it is `peer`: the path may lead to a stranger.

@@ -35,7 +35,6 @@ pub(super) struct Shared {
     pub(super) gates: Mutex<GateState>,
     /// The process of each VM whose end is watched.
     watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
-    statuses: Mutex<BTreeMap<VmName, Arc<Status>>>,
     exits: mpsc::UnboundedSender<VmName>,
     looks: mpsc::UnboundedSender<Box<ObservedVm>>,
 }
@@ -83,7 +82,6 @@ impl Shared {
             scan: ProcessScan::default(),
             gates: Mutex::new(gates),
             watched: Mutex::default(),
-            statuses: Mutex::default(),
             exits,
             looks,
         }
@@ -125,7 +123,7 @@ impl Shared {
         // Said again only when it changes, also by the next of the passes that cron makes.
         let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);
         tell_holds(&report, held_before, &mut events);
-        self.publish(&report, &facts, previous.as_deref(), events);
+        self.publish(&report, &facts, previous.as_ref(), events);
         report
     }
 
@@ -248,13 +246,10 @@ impl Shared {
         }
     }
 
-    /// The status as it was told last, by this stead or by the one before.
-    fn previous_status(&self, name: &VmName) -> Option<Arc<Status>> {
-        let known = lock(&self.statuses).get(name).cloned();
-        known.or_else(|| {
-            let bytes = self.stead.host.read_state_file(&self.stead.layout.status(name)).ok().flatten()?;
-            serde_json::from_slice(&bytes).ok().map(Arc::new)
-        })
+    /// The status as it was told last, by this stead or by the one before. Read each time: a thousand of them take megabytes.
+    fn previous_status(&self, name: &VmName) -> Option<Status> {
+        let bytes = self.stead.host.read_state_file(&self.stead.layout.status(name)).ok().flatten()?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// Writes status.json, when it says anything new.
@@ -263,7 +258,6 @@ impl Shared {
         let name = &observed.name;
         let path = self.stead.layout.status(name);
         if is_forgotten(observed, &report.plan) {
-            lock(&self.statuses).remove(name);
             return;
         }
         let advisories = advisories(&*self.stead.host, observed, facts);
@@ -276,19 +270,17 @@ impl Shared {
             advisories: &advisories,
         };
         let now = self.stead.host.now();
-        let status = Arc::new(status::compute(previous, &input, events, &now));
-        if previous != Some(&*status) {
+        let status = status::compute(previous, &input, events, &now);
+        if previous != Some(&status) {
             let folder = self.stead.layout.vm_dir(name);
             let write = || {
                 self.stead.host.make_folder(&folder)?;
-                self.stead.host.write_file(&path, &encode(&*status))
+                self.stead.host.write_file(&path, &encode(&status))
             };
             if let Err(error) = write() {
                 tracing::warn!(vm = %name, "writing status.json: {error}");
-                return;
             }
         }
-        lock(&self.statuses).insert(name.clone(), status);
     }
 }
 

@@ -185,7 +185,7 @@ fn the_kernel_tells_of_an_end_at_once_inside_and_outside_of_a_runtime() {
         ended(&*vm.host, &process);
         told - killed
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut latencies: Vec<Duration> = (0..10).map(|_| latency()).collect();
     latencies.extend(runtime.block_on(async { (0..10).map(|_| latency()).collect::<Vec<_>>() }));
     latencies.sort_unstable();

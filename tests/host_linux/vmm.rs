@@ -210,7 +210,7 @@ fn the_wrong_language_makes_no_sense_and_does_no_harm() {
 fn a_vmm_is_asked_from_inside_a_runtime_too() {
     let vm = Vm::firecracker("halt");
     let process = vm.start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answers = runtime.block_on(async {
         let here = vm.query(&process);
         let (host, socket, kind, pinned) = (vm.host.clone(), vm.socket(1), vm.kind, process.clone());

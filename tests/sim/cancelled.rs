@@ -111,7 +111,8 @@ fn a_pass_that_is_given_up_at_any_point_holds_nothing_and_the_next_one_goes_on()
                 }
                 points = polls;
             }
-            assert!((2..MOST_POINTS).contains(&points), "{name}: {points}");
+            // Several events may be taken in at one point.
+            assert!((1..MOST_POINTS).contains(&points), "{name}: {points}");
             println!("{name}: given up at {points} points, woken: {when_woken}");
         }
     }

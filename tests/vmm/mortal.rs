@@ -90,7 +90,7 @@ pub fn pass(settings: &Settings, mortal: &Arc<Mortal>) -> Outcome {
     let layout = open_state(settings, Access::Actor).unwrap();
     let host: Arc<dyn HostOps> = Arc::clone(mortal) as Arc<dyn HostOps>;
     let stead = Stead { settings: settings.clone(), layout, host };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let options = OnceOptions { timeout: Duration::from_secs(30), allow_prune: AllowPrune(0), only: None };
     let mut progress = |_| {};
     runtime.block_on(async {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, geteuid, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
 use super::io_thread::IoThread;
 use super::proc::Stat;
@@ -71,7 +72,8 @@ impl Exits {
             .unwrap_or(ExitStatus::Unknown)
     }
 
-    /// Calls `on_exit` once, on the I/O thread, when it ends.
+    /// Calls `on_exit` once when it ends: on the runtime that the caller is of, so that the news reaches it without another
+    /// thread being woken, else on the I/O thread.
     pub(super) fn watch(
         &self,
         io: &IoThread,
@@ -83,7 +85,7 @@ impl Exits {
         };
         // A file descriptor of its own: epoll takes each number once, and a process may be watched twice.
         let own = pidfd.try_clone()?;
-        let handle = io.handle()?;
+        let handle = Handle::try_current().or_else(|_| io.handle())?;
         let watcher = {
             let _runtime = handle.enter();
             // SAFETY: the AsyncFd owns `own`, so the descriptor stays open and this very file for as long as it is
