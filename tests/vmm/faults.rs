@@ -96,7 +96,10 @@ fn a_vm_that_crashes_at_once_for_ever_backs_off_also_across_runs() {
 fn restart_policies_never_and_on_failure_let_a_finished_vm_rest() {
     for policy in ["Never", "OnFailure"] {
         let mut host = Host::new();
-        let text = manifest("web", Vmm::Firecracker).replace("ctrlaltdel.elf", "exit_after.elf");
+        // Not at once: Firecracker 1.12.1 hangs now and then when it is asked in the moment in which its guest shuts down.
+        let text = manifest("web", Vmm::Firecracker)
+            .replace("ctrlaltdel.elf", "exit_after.elf")
+            .replace("args: console=ttyS0", "args: console=ttyS0 ms=300");
         host.apply("web.yaml", &format!("{text}  restartPolicy: {policy}\n"));
         host.start_daemon();
         wait("its end is on record", || host.ledger("web")?["last_exit"]["status"]["code"].as_i64());
