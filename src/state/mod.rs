@@ -3,6 +3,7 @@
 //! Unknown fields survive a rewrite, so that an older stead does not lose what a newer one wrote.
 
 mod disks;
+mod fields;
 mod files;
 mod gates;
 mod handles;
@@ -10,6 +11,7 @@ mod ledger;
 mod orphans;
 
 pub use disks::DiskRecord;
+pub use fields::own_fields;
 pub use files::{Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans};
 pub use gates::{Approval, Deletion, GateState};
 pub use handles::{Blocked, DmHandle, Handles, LoopHandle, Phase, Stopping, TapHandle};
@@ -18,6 +20,7 @@ pub use orphans::OrphanState;
 
 use std::borrow::Cow;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
@@ -25,6 +28,15 @@ use crate::spec::VmSpec;
 
 /// The version of every format in this module. A file of a higher one is set aside, not guessed at.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The version of a file that this stead knows: of another one, no field is worth reading.
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let version = u32::deserialize(deserializer)?;
+    if version > FORMAT_VERSION {
+        return Err(D::Error::custom(format_args!("format version {version} is newer than {FORMAT_VERSION}")));
+    }
+    Ok(version)
+}
 
 /// A spec as it was stored, by this or another version of stead: nothing of it is lost when it is written again.
 #[derive(Debug, Clone, PartialEq, Eq)]
