@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::spec::VmSpec;
 
@@ -67,10 +68,24 @@ impl Serialize for StoredSpec {
 
 impl<'de> Deserialize<'de> for StoredSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
+        // Nearly every spec is one of this stead's: told from its text, it never becomes a value.
+        let json = Box::<RawValue>::deserialize(deserializer)?;
+        if let Ok(spec) = serde_json::from_str(json.get())
+            && is_written_as(&spec, json.get())
+        {
+            return Ok(Self(Stored::Exact(Box::new(spec))));
+        }
+        let value: Value = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
         let exact = VmSpec::deserialize(&value).ok().filter(|spec| as_json(spec) == value);
         Ok(Self(exact.map_or(Stored::Other(value), |spec| Stored::Exact(Box::new(spec)))))
     }
+}
+
+/// Whether this is, letter by letter, how stead writes the spec, however deep in a file: a text within JSON has no line's end,
+/// so what a line begins with is nothing but its indentation.
+fn is_written_as(spec: &VmSpec, json: &str) -> bool {
+    let written = serde_json::to_string_pretty(spec).expect("a spec has only text keys");
+    written.lines().map(str::trim_start).eq(json.lines().map(str::trim_start))
 }
 
 impl StoredSpec {
