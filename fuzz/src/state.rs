@@ -2,21 +2,23 @@
 //! a plan that breaks a rule.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use stead::desired::{Declaration, Desired, FileId, Origin, SourceName, SourceState};
 use stead::host::devices::CgroupFacts;
 use stead::host::{GuestState, HostFacts, ProcessHandle, ProcessIdentity, Program};
 use stead::names::{Incarnation, StateId, VmName, VmUid};
 use stead::observed::{Fact, Guest, Observed, ObservedVm, Record, VmmProcess};
 use stead::plan::{Absences, Action, AllowPrune, Plan, Policy, plan, show};
-use stead::spec::{Vm, VmmKind};
+use stead::spec::{Vm, VmSpec, VmmKind};
 use stead::state::{
-    Accepted, Booted, Handles, Ledger, Phase, StoredSpec, encode, parse_disk_record, parse_gates, parse_handles,
-    parse_ledger, parse_orphans,
+    Accepted, Booted, DiskRecord, FORMAT_VERSION, Flaw, Handles, Ledger, Phase, StoredSpec, encode, own_fields,
+    parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans,
 };
 use stead::time::{BootId, Now};
 
@@ -147,12 +149,11 @@ fn check_action(action: &Action, process: &Fact<VmmProcess>, lived: Incarnation)
 }
 
 /// What is on disk, as JSON, and what would be there after a rewrite: every field that this stead does not know is the same.
-fn check_rewrite<T: Serialize>(bytes: &[u8], parsed: &T, known: &T) {
-    let before: Value = serde_json::from_slice(bytes).unwrap();
+fn check_rewrite<T: Serialize + DeserializeOwned>(bytes: &[u8], parsed: &T) {
+    let Ok(before) = serde_json::from_slice::<Value>(bytes) else { return };
     let after: Value = serde_json::from_slice(&encode(parsed)).unwrap();
-    let known = serde_json::to_value(known).unwrap();
     for (key, value) in before.as_object().unwrap() {
-        if known.get(key).is_none() && !OPTIONAL.contains(&key.as_str()) {
+        if !own_fields::<T>().contains(&key.as_str()) {
             assert_eq!(after.get(key), Some(value), "{key}");
         }
     }
@@ -161,41 +162,65 @@ fn check_rewrite<T: Serialize>(bytes: &[u8], parsed: &T, known: &T) {
     }
 }
 
-/// Fields of the formats that are left out where there is nothing to say.
-const OPTIONAL: &[&str] = &[
-    "pid",
-    "start_time",
-    "pidfd_inode",
-    "identity_socket",
-    "loops",
-    "dm_devices",
-    "cgroup",
-    "spec",
-    "origin",
-    "adopted",
-    "began",
-    "stopping",
-    "blocked",
-    "accepted",
-    "booted",
-    "vmm",
-    "last_exit",
-    "backoff",
-    "restarted_at",
-];
+/// A record and the fields beside its own, read in the plainest way: the whole file is made a value, and the value a record.
+fn read_plainly<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, Map<String, Value>)> {
+    let Ok(Value::Object(all)) = serde_json::from_slice(bytes) else { return None };
+    let mut unknown = all.clone();
+    unknown.retain(|key, _| !own_fields::<T>().contains(&key.as_str()));
+    Some((serde_json::from_value(Value::Object(all)).ok()?, unknown))
+}
+
+/// What stead makes of a file is what comes of it when it is read plainly, or both refuse it; a newer one is told as such.
+fn check_reading<T: Serialize + PartialEq + Debug>(bytes: &[u8], read: &Result<T, Flaw>, plainly: Option<&T>) {
+    match (read, plainly) {
+        (Ok(read), Some(plainly)) => {
+            assert_eq!(read, plainly);
+            assert_eq!(encode(read), encode(plainly), "fields in another order");
+        }
+        (Err(flaw), Some(_)) => panic!("{flaw}"),
+        // What nobody needs may be what no value can hold, such as 1e999.
+        (Ok(_), None) => assert!(!fits_a_value(bytes)),
+        (Err(flaw), None) => {
+            let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+            let newer =
+                value.get("version").and_then(Value::as_u64).is_some_and(|version| version > u64::from(FORMAT_VERSION));
+            assert_eq!(newer, matches!(flaw, Flaw::Newer { .. }), "{flaw}");
+        }
+    }
+}
+
+/// Whether the file, which is JSON, can be made a value in which every number is what it is in the file.
+fn fits_a_value(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(bytes).unwrap();
+    serde_json::from_slice(bytes).is_ok_and(|value: Value| !value["base"]["mtime_ns"].is_f64())
+}
+
+/// A stored spec is exactly one of this stead's, or kept as it is.
+fn check_spec(spec: &StoredSpec, value: &Value) {
+    assert_eq!(serde_json::to_value(spec).unwrap(), *value);
+    let exact = VmSpec::deserialize(value).ok().filter(|spec| serde_json::to_value(spec).unwrap() == *value);
+    match exact {
+        Some(exact) => assert_eq!(*spec, StoredSpec::from(&exact)),
+        None => assert!(spec.read().map_or(true, |read| *spec != StoredSpec::from(&*read))),
+    }
+}
 
 /// The bytes of a handles.json.
 pub fn handles(data: &[u8]) {
     let fixed = fixed();
-    match parse_handles(data, &fixed.name, fixed.uid) {
+    let read = parse_handles(data, &fixed.name, fixed.uid);
+    let plainly = read_plainly(data).map(|(handles, extra)| Handles { extra, ..handles });
+    check_reading(data, &read, plainly.filter(|it| it.name == fixed.name && it.uid == fixed.uid).as_ref());
+    match read {
         Ok(handles) => {
             assert!((&handles.name, handles.uid) == (&fixed.name, fixed.uid));
             let again = parse_handles(&encode(&handles), &fixed.name, fixed.uid).unwrap();
             assert_eq!(again, handles);
-            let boot = handles.boot_id.clone();
-            let empty = Handles::new(fixed.name.clone(), fixed.uid, Incarnation(1), handles.vmm, "/".into(), boot);
-            check_rewrite(data, &handles, &empty);
+            check_rewrite(data, &handles);
             if let Some(spec) = &handles.spec {
+                if let Ok(value) = serde_json::from_slice::<Value>(data) {
+                    check_spec(spec, &value["spec"]);
+                }
                 // What can be read by itself says the same with any other beneath it.
                 if let Ok(read) = spec.read() {
                     let _ =
@@ -228,11 +253,14 @@ fn spares(plan: &Plan) {
 /// The bytes of a ledger.json.
 pub fn ledger(data: &[u8]) {
     let fixed = fixed();
-    match parse_ledger(data, &fixed.name, fixed.uid) {
+    let read = parse_ledger(data, &fixed.name, fixed.uid);
+    let plainly = read_plainly(data).map(|(ledger, extra)| Ledger { extra, ..ledger });
+    check_reading(data, &read, plainly.filter(|it| it.name == fixed.name && it.uid == fixed.uid).as_ref());
+    match read {
         Ok(ledger) => {
             assert!((&ledger.name, ledger.uid) == (&fixed.name, fixed.uid));
             assert_eq!(parse_ledger(&encode(&ledger), &fixed.name, fixed.uid).unwrap(), ledger);
-            check_rewrite(data, &ledger, &Ledger::new(fixed.name.clone(), fixed.uid));
+            check_rewrite(data, &ledger);
             check_plans(&Record::Missing, &ledger);
         }
         Err(flaw) => {
@@ -262,14 +290,18 @@ pub fn records(data: &[u8]) {
     match choice % 3 {
         0 => {
             let parse = |bytes: &[u8]| parse_disk_record(bytes, &fixed.name, fixed.uid, &fixed.name);
-            let Ok(record) = parse(bytes) else { return };
+            let read = parse(bytes);
+            let plainly = read_plainly(bytes).map(|(record, extra)| DiskRecord { extra, ..record });
+            let is_it = |it: &DiskRecord| it.name == fixed.name && it.uid == fixed.uid && it.disk == fixed.name;
+            check_reading(bytes, &read, plainly.filter(is_it).as_ref());
+            let Ok(record) = read else { return };
             assert_eq!(parse(&encode(&record)).unwrap(), record);
-            let mut known = record.clone();
-            known.extra.clear();
-            check_rewrite(bytes, &record, &known);
+            check_rewrite(bytes, &record);
         }
         1 => {
-            let Ok(gates) = parse_gates(bytes) else { return };
+            let read = parse_gates(bytes);
+            check_reading(bytes, &read, read_plainly(bytes).map(|(gates, _)| gates).as_ref());
+            let Ok(gates) = read else { return };
             assert_eq!(parse_gates(&encode(&gates)).unwrap(), gates);
             let observed = Observed { vms: BTreeMap::new(), facts: fixed.facts.clone(), gates };
             let (policy, absences) = (Policy::default(), Absences::default());
@@ -285,7 +317,9 @@ pub fn records(data: &[u8]) {
             let _ = stead::plan::plan(&desired, &observed, &absences, &policy, AllowPrune(0), &fixed.now);
         }
         _ => {
-            let Ok(orphans) = parse_orphans(bytes) else { return };
+            let read = parse_orphans(bytes);
+            check_reading(bytes, &read, read_plainly(bytes).map(|(orphans, _)| orphans).as_ref());
+            let Ok(orphans) = read else { return };
             assert_eq!(parse_orphans(&encode(&orphans)).unwrap(), orphans);
             for first in orphans.seen.values() {
                 let _ = (fixed.now.since(first), first.after(std::time::Duration::MAX));

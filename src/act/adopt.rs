@@ -14,7 +14,7 @@ use crate::names::{Incarnation, VmName};
 use crate::observed::snapshot::Looker;
 use crate::observed::{Fact, Record, VmmProcess};
 use crate::spec::VmmKind;
-use crate::state::{Handles, Ledger, Phase, TapHandle};
+use crate::state::{Handles, Ledger, Phase, TapHandle, own_fields};
 
 /// A VM that was taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,29 +213,5 @@ fn tag_taps(
 
 /// The name under which a field of another manager's record is kept: those that have the names of ours would be read as ours.
 fn kept_key(key: String) -> String {
-    const OWN: [&str; 22] = [
-        "version",
-        "name",
-        "uid",
-        "incarnation",
-        "phase",
-        "boot_id",
-        "vmm",
-        "pid",
-        "start_time",
-        "pidfd_inode",
-        "api_socket",
-        "identity_socket",
-        "tap_devices",
-        "loops",
-        "dm_devices",
-        "cgroup",
-        "spec",
-        "origin",
-        "adopted",
-        "began",
-        "stopping",
-        "blocked",
-    ];
-    if OWN.contains(&key.as_str()) { format!("foreign_{key}") } else { key }
+    if own_fields::<Handles>().contains(&key.as_str()) { format!("foreign_{key}") } else { key }
 }

@@ -11,7 +11,7 @@ use super::{Fact, OwnDisk, Record};
 use crate::desired::FileId;
 use crate::host::Tap;
 use crate::host::devices::{Cgroup, DmDevice, LoopDevice};
-use crate::names::{Backing, DmLayer, Layout, VmName};
+use crate::names::{Backing, DmLayer, Layout, VmName, VmUid};
 use crate::spec::{Disk, NetworkInterface, VmSpec};
 use crate::state::{Ledger, LoopHandle, parse_disk_record};
 
@@ -30,8 +30,9 @@ pub(super) struct Devices {
 impl Looker<'_> {
     /// Everything of one VM but its process.
     pub(super) fn look_at_devices(&self, name: &VmName, record: &Record, ledger: &Ledger, shared: &Shared) -> Devices {
+        let uid = ledger.uid;
         // One that was not seen would be made anew, over what it was made from.
-        let (disks, unlisted) = match self.look_at_disks(name) {
+        let (disks, unlisted) = match self.look_at_disks(name, uid) {
             Ok(disks) => (disks, None),
             Err(error) => (BTreeMap::new(), Some(format!("{}: {error}", self.layout.disks(name).display()))),
         };
@@ -41,9 +42,9 @@ impl Looker<'_> {
         let mut of_disks: BTreeSet<VmName> = named.map(|disk| disk.name.clone()).collect();
         of_disks.extend(disks.keys().cloned());
         Devices {
-            taps: self.look_at_taps(name, record, &specs, shared),
-            dm_devices: self.look_at_dm(name, record, &of_disks),
-            loops: self.look_at_loops(name, record, &of_disks, shared),
+            taps: self.look_at_taps(uid, record, &specs, shared),
+            dm_devices: self.look_at_dm(uid, record, &of_disks),
+            loops: self.look_at_loops(uid, record, &of_disks, shared),
             base_loops: self.look_at_base_loops(record, shared),
             disks_unknown: unlisted.or_else(|| trashed.as_ref().err().cloned()),
             trashed: trashed.unwrap_or_default(),
@@ -58,12 +59,11 @@ impl Looker<'_> {
 
     fn look_at_taps(
         &self,
-        name: &VmName,
+        uid: VmUid,
         record: &Record,
         specs: &[VmSpec],
         shared: &Shared,
     ) -> BTreeMap<String, Fact<Tap>> {
-        let uid = self.layout.uid(name);
         let recorded = record.handles().into_iter().flat_map(|handles| &handles.tap_devices);
         let recorded = recorded.map(|handle| (handle.tap.clone(), handle.interface.clone()));
         let derived = specs.iter().flat_map(|spec| &spec.network_interfaces);
@@ -82,8 +82,7 @@ impl Looker<'_> {
         wanted.into_iter().map(look).collect()
     }
 
-    fn look_at_dm(&self, name: &VmName, record: &Record, disks: &BTreeSet<VmName>) -> BTreeMap<String, Fact<DmDevice>> {
-        let uid = self.layout.uid(name);
+    fn look_at_dm(&self, uid: VmUid, record: &Record, disks: &BTreeSet<VmName>) -> BTreeMap<String, Fact<DmDevice>> {
         let wanted: Vec<(String, String)> = if let Some(handles) = record.handles() {
             handles.dm_devices.iter().map(|dm| (dm.name.clone(), dm.uuid.clone())).collect()
         } else {
@@ -101,7 +100,7 @@ impl Looker<'_> {
 
     fn look_at_loops(
         &self,
-        name: &VmName,
+        uid: VmUid,
         record: &Record,
         disks: &BTreeSet<VmName>,
         shared: &Shared,
@@ -111,7 +110,6 @@ impl Looker<'_> {
             let own = handles.loops.iter().filter(|handle| handle.tag != base);
             return own.map(|handle| (handle.tag.clone(), self.recorded_loop(handle, shared))).collect();
         }
-        let uid = self.layout.uid(name);
         let tags = disks.iter().map(|disk| uid.loop_tag(&self.layout.state_id, disk));
         tags.map(|tag| {
             let fact = self.find_loop(&tag, shared);
@@ -150,7 +148,7 @@ impl Looker<'_> {
         }
     }
 
-    fn look_at_disks(&self, name: &VmName) -> io::Result<BTreeMap<VmName, OwnDisk>> {
+    fn look_at_disks(&self, name: &VmName, uid: VmUid) -> io::Result<BTreeMap<VmName, OwnDisk>> {
         let entries = self.view.list_folder(&self.layout.disks(name))?;
         let disk_of = |entry: &String| {
             let (stem, extension) = entry.rsplit_once('.')?;
@@ -158,16 +156,17 @@ impl Looker<'_> {
             known.then(|| VmName::new(stem).ok()).flatten()
         };
         let disks: BTreeSet<VmName> = entries.iter().filter_map(disk_of).collect();
-        let look = |disk: VmName| (disk.clone(), self.look_at_disk(name, &disk, &entries));
+        let look = |disk: VmName| (disk.clone(), self.look_at_disk(name, uid, &disk, &entries));
         Ok(disks.into_iter().map(look).collect())
     }
 
-    fn look_at_disk(&self, name: &VmName, disk: &VmName, entries: &[String]) -> OwnDisk {
+    fn look_at_disk(&self, name: &VmName, uid: VmUid, disk: &VmName, entries: &[String]) -> OwnDisk {
         let path = self.layout.disk_record(name, disk);
         let record = match self.view.read_state_file(&path) {
             Ok(None) => Err("there is no record of what it was made from".to_owned()),
-            Ok(Some(bytes)) => parse_disk_record(&bytes, name, self.layout.uid(name), disk)
-                .map_err(|flaw| format!("{}: {flaw}", path.display())),
+            Ok(Some(bytes)) => {
+                parse_disk_record(&bytes, name, uid, disk).map_err(|flaw| format!("{}: {flaw}", path.display()))
+            }
             Err(error) => Err(error.to_string()),
         };
         let backings = match &record {

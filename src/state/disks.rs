@@ -14,6 +14,7 @@ use crate::names::{Backing, VmName, VmUid};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
     /// [`super::FORMAT_VERSION`] of the writer.
+    #[serde(deserialize_with = "super::known_version")]
     pub version: u32,
     /// The VM.
     pub name: VmName,
@@ -29,7 +30,7 @@ pub struct DiskRecord {
     pub base: ImageIdentity,
     /// Bytes of the disk that the guest sees.
     pub bytes: u64,
-    /// Fields of other versions, kept as they were.
-    #[serde(flatten)]
+    /// Fields of other versions, kept as they were. [`super::parse_disk_record`] finds them: serde would copy every field to tell which.
+    #[serde(flatten, skip_deserializing)]
     pub extra: Map<String, Value>,
 }

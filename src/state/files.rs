@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::fields::WithUnknown;
 use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger, OrphanState};
 use crate::names::{VmName, VmUid};
 
@@ -40,36 +41,36 @@ pub enum Flaw {
 
 /// Reads a handles.json that should be of the VM `name` with `uid`.
 pub fn parse_handles(bytes: &[u8], name: &VmName, uid: VmUid) -> Result<Handles, Flaw> {
-    let handles: Handles = parse(bytes)?;
+    let WithUnknown(handles, extra) = parse::<Handles>(bytes)?;
     check_owner(&handles.name, handles.uid, name, uid)?;
-    Ok(handles)
+    Ok(Handles { extra, ..handles })
 }
 
 /// Reads a ledger.json that should be of the VM `name` with `uid`.
 pub fn parse_ledger(bytes: &[u8], name: &VmName, uid: VmUid) -> Result<Ledger, Flaw> {
-    let ledger: Ledger = parse(bytes)?;
+    let WithUnknown(ledger, extra) = parse::<Ledger>(bytes)?;
     check_owner(&ledger.name, ledger.uid, name, uid)?;
-    Ok(ledger)
+    Ok(Ledger { extra, ..ledger })
 }
 
 /// Reads the record of a disk that should be `disk` of the VM `name` with `uid`.
 pub fn parse_disk_record(bytes: &[u8], name: &VmName, uid: VmUid, disk: &VmName) -> Result<DiskRecord, Flaw> {
-    let record: DiskRecord = parse(bytes)?;
+    let WithUnknown(record, extra) = parse::<DiskRecord>(bytes)?;
     check_owner(&record.name, record.uid, name, uid)?;
     if record.disk != *disk {
         return Err(Flaw::OtherDisk { found: record.disk });
     }
-    Ok(record)
+    Ok(DiskRecord { extra, ..record })
 }
 
 /// Reads gates.json.
 pub fn parse_gates(bytes: &[u8]) -> Result<GateState, Flaw> {
-    parse(bytes)
+    parse(bytes).map(|WithUnknown(gates, _)| gates)
 }
 
 /// Reads orphans.json.
 pub fn parse_orphans(bytes: &[u8]) -> Result<OrphanState, Flaw> {
-    parse(bytes)
+    parse(bytes).map(|WithUnknown(orphans, _)| orphans)
 }
 
 /// A value as stead writes it to disk: indented JSON with a newline at the end, so that people can read and diff it.
@@ -79,20 +80,22 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     bytes
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Flaw> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<WithUnknown<T>, Flaw> {
     if bytes.is_empty() {
         return Err(Flaw::Empty);
     }
+    let error = match str::from_utf8(bytes).map_err(serde::de::Error::custom).and_then(serde_json::from_str) {
+        Ok(record) => return Ok(record),
+        Err(error) => error,
+    };
+    // What was refused is read once more, in a form that holds any content. Its version comes first: a later format may
+    // differ in any other field.
     let value: Value = serde_json::from_slice(bytes).map_err(Flaw::Malformed)?;
-    // serde would take a list for a record too, field by field, and nobody would look at its version.
-    if !value.is_object() {
-        return Err(Flaw::Malformed(serde::de::Error::custom("no JSON object")));
-    }
-    // The version is looked at first: a later format may differ in any other field.
     if let Some(found) = value.get("version").and_then(Value::as_u64).filter(|v| *v > u64::from(FORMAT_VERSION)) {
         return Err(Flaw::Newer { found });
     }
-    serde_json::from_value(value).map_err(Flaw::Malformed)
+    // Of a field that stands there twice, which is an error above, the last counts.
+    serde_json::from_value(value).map_err(|_| Flaw::Malformed(error))
 }
 
 fn check_owner(found_name: &VmName, found_uid: VmUid, name: &VmName, uid: VmUid) -> Result<(), Flaw> {
@@ -134,6 +137,29 @@ mod tests {
     }
 
     #[test]
+    fn of_a_field_that_is_written_twice_the_last_counts() {
+        let (name, uid) = vm();
+        let text = format!(
+            r#"{{"version": 7, "version": 1, "name": "db", "uid": "{uid}", "a": 1, "b": 2, "restarts": [], "restarts": 3,
+            "a": 3, "name": "{name}"}}"#
+        );
+        let ledger = parse_ledger(text.as_bytes(), &name, uid).unwrap();
+        assert_eq!(ledger.restarts, 3);
+        assert_eq!(serde_json::to_string(&ledger.extra).unwrap(), r#"{"a":3,"b":2}"#);
+    }
+
+    #[test]
+    fn a_newer_version_is_told_whatever_else_is_in_the_file() {
+        let (name, uid) = vm();
+        for text in
+            [r#"{"version": 2}"#, r#"{"name": [], "version": 18446744073709551615}"#, r#"{"version": 2, "name": 5}"#]
+        {
+            assert!(matches!(parse_ledger(text.as_bytes(), &name, uid), Err(Flaw::Newer { .. })), "{text}");
+            assert!(matches!(parse_gates(text.as_bytes()), Err(Flaw::Newer { .. })), "{text}");
+        }
+    }
+
+    #[test]
     fn a_number_that_is_not_understood_is_the_same_after_a_rewrite() {
         let (name, uid) = vm();
         for number in ["0.1", "1.7976931348623157e308", "5e-324", "8.41e21", "2.2250738585072011e-308", "1e23"] {
@@ -170,8 +196,10 @@ mod tests {
         assert!(flaw(&sound[..sound.len() / 2]).starts_with("it is not what stead writes"));
         assert!(flaw(&[0; 4096]).starts_with("it is not what stead writes"));
         assert!(flaw(br#"{"version": 7}"#).contains("format version 7"));
-        assert!(parse_orphans(br"[7, {}]").unwrap_err().to_string().ends_with("no JSON object"));
-        assert!(parse_gates(br"[7, [], null]").unwrap_err().to_string().ends_with("no JSON object"));
+        assert!(flaw(b"{\"version\": 1,\n\"name\": 5}").ends_with("expected a string at line 2 column 9"));
+        assert!(flaw(b"{\"version\": 1, \"\xff\": 5}").contains("unicode"));
+        assert!(parse_orphans(br"[7, {}]").unwrap_err().to_string().contains("expected a JSON object"));
+        assert!(parse_gates(br"[7, [], null]").unwrap_err().to_string().contains("expected a JSON object"));
         assert!(flaw(&encode(&Ledger::new(other, other_uid))).starts_with("it is of VM db"));
     }
 }

@@ -9,6 +9,7 @@ use crate::time::Deadline;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateState {
     /// [`super::FORMAT_VERSION`] of the writer.
+    #[serde(deserialize_with = "super::known_version")]
     pub version: u32,
     /// Deletions by absence that were begun within the window.
     #[serde(default)]

@@ -17,6 +17,7 @@ use crate::time::{BootId, Deadline};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handles {
     /// [`super::FORMAT_VERSION`] of the writer.
+    #[serde(deserialize_with = "super::known_version")]
     pub version: u32,
     /// The VM.
     pub name: VmName,
@@ -75,8 +76,8 @@ pub struct Handles {
     /// What could not be freed, by step, and why. It is tried again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub blocked: BTreeMap<String, Blocked>,
-    /// Fields of other versions, kept as they were.
-    #[serde(flatten)]
+    /// Fields of other versions, kept as they were. [`super::parse_handles`] finds them: serde would copy every field to tell which.
+    #[serde(flatten, skip_deserializing)]
     pub extra: Map<String, Value>,
 }
 

@@ -13,6 +13,7 @@ use crate::time::Deadline;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// [`super::FORMAT_VERSION`] of the writer.
+    #[serde(deserialize_with = "super::known_version")]
     pub version: u32,
     /// The VM.
     pub name: VmName,
@@ -48,8 +49,8 @@ pub struct Ledger {
     /// `stead delete NAME` was asked for and not yet done.
     #[serde(default)]
     pub delete_requested: bool,
-    /// Fields of other versions, kept as they were.
-    #[serde(flatten)]
+    /// Fields of other versions, kept as they were. [`super::parse_ledger`] finds them: serde would copy every field to tell which.
+    #[serde(flatten, skip_deserializing)]
     pub extra: Map<String, Value>,
 }
 

@@ -3,6 +3,7 @@
 //! Unknown fields survive a rewrite, so that an older stead does not lose what a newer one wrote.
 
 mod disks;
+mod fields;
 mod files;
 mod gates;
 mod handles;
@@ -10,6 +11,7 @@ mod ledger;
 mod orphans;
 
 pub use disks::DiskRecord;
+pub use fields::own_fields;
 pub use files::{Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans};
 pub use gates::{Approval, Deletion, GateState};
 pub use handles::{Blocked, DmHandle, Handles, LoopHandle, Phase, Stopping, TapHandle};
@@ -18,13 +20,24 @@ pub use orphans::OrphanState;
 
 use std::borrow::Cow;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::spec::VmSpec;
 
 /// The version of every format in this module. A file of a higher one is set aside, not guessed at.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The version of a file that this stead knows: of another one, no field is worth reading.
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let version = u32::deserialize(deserializer)?;
+    if version > FORMAT_VERSION {
+        return Err(D::Error::custom(format_args!("format version {version} is newer than {FORMAT_VERSION}")));
+    }
+    Ok(version)
+}
 
 /// A spec as it was stored, by this or another version of stead: nothing of it is lost when it is written again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,10 +68,24 @@ impl Serialize for StoredSpec {
 
 impl<'de> Deserialize<'de> for StoredSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
+        // Nearly every spec is one of this stead's: told from its text, it never becomes a value.
+        let json = Box::<RawValue>::deserialize(deserializer)?;
+        if let Ok(spec) = serde_json::from_str(json.get())
+            && is_written_as(&spec, json.get())
+        {
+            return Ok(Self(Stored::Exact(Box::new(spec))));
+        }
+        let value: Value = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
         let exact = VmSpec::deserialize(&value).ok().filter(|spec| as_json(spec) == value);
         Ok(Self(exact.map_or(Stored::Other(value), |spec| Stored::Exact(Box::new(spec)))))
     }
+}
+
+/// Whether this is, letter by letter, how stead writes the spec, however deep in a file: a text within JSON has no line's end,
+/// so what a line begins with is nothing but its indentation.
+fn is_written_as(spec: &VmSpec, json: &str) -> bool {
+    let written = serde_json::to_string_pretty(spec).expect("a spec has only text keys");
+    written.lines().map(str::trim_start).eq(json.lines().map(str::trim_start))
 }
 
 impl StoredSpec {

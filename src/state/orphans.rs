@@ -10,6 +10,7 @@ use crate::time::Deadline;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrphanState {
     /// [`super::FORMAT_VERSION`] of the writer.
+    #[serde(deserialize_with = "super::known_version")]
     pub version: u32,
     /// When each was first seen, by kind and tag.
     #[serde(default)]
