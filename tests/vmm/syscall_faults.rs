@@ -187,8 +187,8 @@ fn trouble_at_any_system_call_touches_no_other_vm_and_is_made_good() {
     let (mut faults, mut hit, mut died) = (0, 0, 0);
     for (kind, (number, count)) in counts.iter().enumerate() {
         // In a short run one trouble a kind, each time another one.
-        let troubles = if can_fail(*number) { &TROUBLES[..] } else { &TROUBLES[..1] };
-        let chosen = if each.is_some() { troubles } else { &troubles[kind % troubles.len()..][..1] };
+        let possible = if can_fail(*number) { &TROUBLES[..] } else { &TROUBLES[..1] };
+        let chosen = if each.is_some() { possible } else { &possible[kind % possible.len()..][..1] };
         for trouble in chosen.iter().flat_map(|trouble| std::iter::repeat_n(*trouble, each.unwrap_or(1))) {
             let at = 1 + random.below(*count);
             let reached = Arc::new(Mutex::new(0));
