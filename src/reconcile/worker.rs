@@ -258,6 +258,12 @@ impl Shared {
         let name = &observed.name;
         let path = self.stead.layout.status(name);
         if is_forgotten(observed, &report.plan) {
+            // One is left where the last step of a deletion was done and yet failed.
+            if previous.is_some()
+                && let Err(error) = self.stead.host.remove_file(&path, false)
+            {
+                tracing::warn!(vm = %name, "removing status.json: {error}");
+            }
             return;
         }
         let advisories = advisories(&*self.stead.host, observed, facts);

@@ -1,7 +1,7 @@
 //! Records that say what stead did not write, or wrote in another year.
 
 use serde_json::Value;
-use stead::host::sim::Faults;
+use stead::host::sim::{Fault, Faults};
 
 use crate::bed::{Bed, vm};
 
@@ -59,4 +59,31 @@ fn a_vm_that_booted_before_a_field_was_known_is_not_started_anew_for_it() {
         assert_eq!(bed.machine.lives_of_vms(), lives);
     }
     bed.no_rule_is_broken("a field is missing");
+}
+
+#[test]
+fn a_deleted_vm_leaves_no_status_whatever_fails_on_the_way() {
+    let status = |bed: &Bed| bed.machine.read(&bed.layout.status(&"web".parse().unwrap()));
+    let mut left = 0;
+    for at in 1.. {
+        let bed = Bed::new(0);
+        bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
+        bed.apply("web.yaml", &vm(&bed, "web", "  terminationGracePeriodSeconds: 0\n"));
+        bed.converge("it runs");
+        assert!(status(&bed).is_some());
+        bed.remove("web.yaml");
+        let mut pass = bed.pass(&Faults::at(at, Fault::FailDone(5)));
+        if pass.effects.len() < at {
+            assert!(at > 5, "no deletion: {:?}", pass.effects);
+            break;
+        }
+        left += usize::from(status(&bed).is_some());
+        bed.machine.wait(std::time::Duration::from_secs(400));
+        for _ in 0..4 {
+            pass = bed.pass(&Faults::default());
+        }
+        assert!(pass.effects.is_empty(), "effect {at}: it is at rest: {:?}", pass.effects);
+        assert_eq!(status(&bed), None, "effect {at}");
+    }
+    assert_ne!(left, 0, "no failure came early enough to matter");
 }
