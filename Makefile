@@ -42,7 +42,7 @@ build: need-cargo ## Build target/release/stead
 
 # The tests come last, so that what one sees at the end is their summary.
 .PHONY: test
-test: need-cargo prepare lint ## Run everything: format, lints, and all tests, those on real VMMs too
+test: need-cargo prepare lint bench-quick ## Run everything: format, lints, and all tests, those on real VMMs too
 	$(CARGO) test --locked --doc
 	if $(have_nextest); then $(CARGO) nextest run --locked; else $(CARGO) test --locked --lib --bins --tests; fi
 
@@ -76,6 +76,11 @@ soak: need-cargo prepare ## Run one daemon through all weathers for HOURS (1): i
 .PHONY: bench
 bench: need-cargo prepare ## Measure what stead costs beside what cannot be avoided: some minutes, as root
 	$(CARGO) bench --locked --bench figures
+
+# Whether each figure can still be taken; of what they are then, nothing is said. Built as the tests are.
+.PHONY: bench-quick
+bench-quick: need-cargo prepare ## Take each figure of make bench once, among few VMs
+	$(CARGO) bench --locked --profile dev --bench figures -- --quick --write=$(CURDIR)/target/bench-quick
 
 # FUZZ_SECONDS or FUZZ_RUNS bound each target: fuzz/run.
 .PHONY: fuzz
