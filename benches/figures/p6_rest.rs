@@ -9,6 +9,10 @@ use crate::floors::Floor;
 use crate::measure::{Figure, Unit};
 use crate::p3_pass::settle;
 
+/// Threads that turns had end when they had no work for ten seconds (tokio's `thread_keep_alive`); what they counted goes
+/// with them.
+const POOL_KEEPS: Duration = Duration::from_secs(11);
+
 fn at_rest(size: Size) -> Fleet {
     let mut fleet = Fleet::new();
     fleet.declare(size.vms);
@@ -20,6 +24,8 @@ fn at_rest(size: Size) -> Fleet {
 
 pub fn wakeups(size: Size) -> Figure {
     let fleet = at_rest(size);
+    std::thread::sleep(POOL_KEEPS);
+    settle(&fleet);
     let before = switches(fleet.host.daemon_pid());
     std::thread::sleep(Duration::from_secs(size.rest));
     let count = switches(fleet.host.daemon_pid()) - before;
