@@ -244,6 +244,6 @@ fn a_slope_is_found_and_noise_is_not() {
     };
     let flat: Vec<Sample> = (0..90).map(|at| sample(at, (20 << 20) + (at % 7) * 4096, 20 + at % 3)).collect();
     assert_eq!(slopes(&flat), Vec::<String>::new());
-    let leaking: Vec<Sample> = (0..90).map(|at| sample(at, (20 << 20) + at * (200 << 10), 20 + at / 5)).collect();
+    let leaking: Vec<Sample> = (0..90).map(|at| sample(at, (20 << 20) + at * (200 << 10), 20 + at / 4)).collect();
     assert_eq!(slopes(&leaking).len(), 2, "memory and files");
 }
