@@ -219,7 +219,7 @@ pub enum StateFileError {
 }
 
 /// What tells a file from another, and from itself after a change, without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileStamp {
     /// Which file it is.
     pub id: FileId,

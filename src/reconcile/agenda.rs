@@ -160,8 +160,7 @@ impl Agenda {
 
     /// Wakes every VM that is declared, `recorded` or was seen. Gives their names.
     pub fn wake_all(&mut self, recorded: BTreeSet<VmName>, reason: Reason) -> BTreeSet<VmName> {
-        let is_new = |name: &&VmName| !self.seen.contains_key(*name) && !self.forgotten.contains(*name);
-        self.unseen = recorded.iter().filter(is_new).cloned().collect();
+        self.note_unseen(&recorded);
         let mut names = recorded;
         names.extend(self.desired.vms.keys().chain(self.seen.keys()).cloned());
         for name in &names {
@@ -170,19 +169,21 @@ impl Agenda {
         names
     }
 
-    /// The same, but for VMs for which a glance will do. Gives the names of those that were woken, and what is known of all.
-    pub fn wake_restless(&mut self, recorded: &BTreeSet<VmName>, reason: Reason) -> (BTreeSet<VmName>, Vec<Known>) {
-        let is_new = |name: &&VmName| !self.seen.contains_key(*name) && !self.forgotten.contains(*name);
-        let new: BTreeSet<VmName> = recorded.iter().filter(is_new).cloned().collect();
-        let known = self.known();
+    /// The same, but for VMs for which a glance will do: those that [`Agenda::known`] says are at rest.
+    pub fn wake_restless(&mut self, recorded: &BTreeSet<VmName>, reason: Reason) -> BTreeSet<VmName> {
+        self.note_unseen(recorded);
+        let restless = self.seen.iter().filter(|(name, seen)| !self.is_at_rest(name, seen)).map(|(name, _)| name);
         let undone = self.desired.vms.keys().filter(|name| !self.seen.contains_key(*name));
-        let restless = known.iter().filter(|known| !known.at_rest).map(|known| &known.name);
-        let names: BTreeSet<VmName> = restless.chain(undone).chain(&new).cloned().collect();
-        self.unseen = new;
+        let names: BTreeSet<VmName> = restless.chain(undone).chain(&self.unseen).cloned().collect();
         for name in &names {
             self.wake(name, reason);
         }
-        (names, known)
+        names
+    }
+
+    fn note_unseen(&mut self, recorded: &BTreeSet<VmName>) {
+        let is_unseen = |name: &&VmName| !self.seen.contains_key(*name) && !self.forgotten.contains(*name);
+        self.unseen = recorded.iter().filter(is_unseen).cloned().collect();
     }
 
     /// What is known of every VM that was seen.

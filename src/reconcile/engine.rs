@@ -164,19 +164,15 @@ impl Engine {
         self.list_again();
         let recorded = self.recorded()?;
         let listing = began.elapsed();
-        match depth {
+        let (woken, vms) = match depth {
             Depth::Thorough => {
                 let woken = self.agenda.wake_all(recorded, Reason::Resync);
-                self.passes.begin(Reason::Resync, depth, listing, woken.len(), woken);
+                let vms = woken.len();
+                (woken, vms)
             }
-            Depth::Quick => {
-                let (woken, known) = self.agenda.wake_restless(&recorded, Reason::Resync);
-                self.passes.begin(Reason::Resync, depth, listing, known.len(), woken);
-                if self.passes.begin_glance() {
-                    self.upkeep.survey(&self.shared, Scope::Glance(known));
-                }
-            }
-        }
+            Depth::Quick => (self.agenda.wake_restless(&recorded, Reason::Resync), self.agenda.seen.len()),
+        };
+        self.passes.begin(Reason::Resync, depth, listing, vms, woken);
         Ok(())
     }
 

@@ -38,6 +38,13 @@ thread_local! {
     };
 }
 
+/// A runtime for what a daemon needs too, in which time passes when nobody has anything to do, and so many calls may block
+/// at once.
+pub fn runtime(blocking_threads: usize) -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).max_blocking_threads(blocking_threads).build().unwrap()
+}
+
 /// How one pass of stead ended.
 pub struct Pass {
     /// None when stead died in it, or could not make it at all.

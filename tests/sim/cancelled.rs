@@ -12,7 +12,7 @@ use stead::host::sim::{Faults, SimHost};
 use stead::plan::AllowPrune;
 use stead::reconcile::{OnceOptions, once, run};
 
-use crate::bed::{Bed, vm};
+use crate::bed::{Bed, runtime, vm};
 use crate::crash_points::{Scenario, begin, scenarios, undisturbed};
 use crate::hangs::{Life, live, not_as, of_vms, recovers};
 
@@ -35,11 +35,6 @@ fn declare(bed: &Bed) {
 
 fn named(name: &str) -> Scenario {
     scenarios(declare).into_iter().find(|scenario| scenario.name == name).unwrap()
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().start_paused(true).max_blocking_threads(8).build().unwrap()
 }
 
 /// Polls it so many times and then drops it: right away, or when it is woken for what it waits for. `None` if it had not
@@ -90,7 +85,7 @@ fn a_pass_that_is_given_up_at_any_point_holds_nothing_and_the_next_one_goes_on()
                 let life = Life(bed.machine.life(Faults::default()));
                 let mut stead = bed.stead(&life.0);
                 stead.settings.parallel = 4;
-                let runtime = runtime();
+                let runtime = runtime(8);
                 let ended = runtime.block_on(async {
                     bed.machine.start_clock();
                     let mut nobody_looks_on = |_| {};

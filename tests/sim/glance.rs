@@ -7,7 +7,7 @@ use std::time::Duration;
 use stead::host::sim::Faults;
 use stead::reconcile::run;
 
-use crate::bed::{Bed, vm};
+use crate::bed::{Bed, runtime, vm};
 use crate::crash_points::DISKS;
 
 /// Between two full passes, with the jitter.
@@ -29,12 +29,7 @@ fn declare(bed: &Bed, vms: usize) {
 fn daemon<T>(bed: &Bed, then: impl AsyncFnOnce(&dyn Fn() -> usize) -> T) -> T {
     let host = bed.machine.life(Faults::default());
     let stead = bed.stead(&host);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .max_blocking_threads(1)
-        .build()
-        .unwrap();
+    let runtime = runtime(1);
     runtime.block_on(async {
         bed.machine.start_clock();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

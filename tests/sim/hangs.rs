@@ -17,7 +17,7 @@ use stead::names::VmName;
 use stead::plan::AllowPrune;
 use stead::reconcile::{OnceOptions, Outcome, Stead, once, run};
 
-use crate::bed::{Bed, vm};
+use crate::bed::{Bed, runtime, vm};
 use crate::crash_points::{DISKS, Scenario, begin, scenarios, undisturbed};
 
 /// How far the clock goes in a step, and how long that takes.
@@ -96,12 +96,7 @@ pub fn live<T>(
     parallel: usize,
     story: impl AsyncFnOnce(Stead, &SimHost) -> T,
 ) -> (T, Option<Effect>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .max_blocking_threads(8)
-        .build()
-        .unwrap();
+    let runtime = runtime(8);
     let life = Life(bed.machine.life(Faults::at(at, Fault::Hang)));
     let mut stead = bed.stead(&life.0);
     stead.settings.parallel = parallel;

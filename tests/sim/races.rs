@@ -12,7 +12,7 @@ use stead::host::sim::{Fault, Faults, Moment, Random};
 use stead::plan::AllowPrune;
 use stead::reconcile::{OnceOptions, once, run};
 
-use crate::bed::{Bed, vm};
+use crate::bed::{Bed, runtime, vm};
 use crate::parallel::for_each;
 
 /// Passes that race when nothing says how many.
@@ -142,13 +142,7 @@ impl Race {
 
     fn round(&self, random: &mut Random) {
         let [mut daemon, mut cron, mut others] = std::array::from_fn(|_| Random::new(random.number()));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .max_blocking_threads(1)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        runtime(1).block_on(async {
             self.bed.machine.start_clock();
             tokio::join!(self.daemon(&mut daemon), self.cron(&mut cron), self.others(&mut others));
             self.bed.machine.stop_clock();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroup::Cgroups;
-use super::{LinuxHostConfig, device_mapper, spawn};
-use crate::host::{HostFacts, Program};
+use super::{LinuxHostConfig, device_mapper, files, spawn};
+use crate::host::{FileStamp, HostFacts, Program};
 use crate::spec::VmmKind;
 use crate::vmm::{firecracker, qemu};
 
@@ -41,16 +41,8 @@ const KVM_API_VERSION: i32 = 12;
 pub(super) struct Facts {
     config: LinuxHostConfig,
     last: Mutex<Option<(Instant, HostFacts)>>,
+    /// By the program's file: another one, or the same with other content, is asked anew.
     versions: Mutex<HashMap<FileStamp, Option<String>>>,
-}
-
-/// A program's file: another one, or the same with other content, is asked anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
 }
 
 impl Facts {
@@ -97,13 +89,7 @@ impl Facts {
 
     /// The version that a VMM's program tells of itself.
     pub(super) fn version(&self, vmm: VmmKind, program: &Path) -> Option<String> {
-        let metadata = fs::metadata(program).ok()?;
-        let stamp = FileStamp {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        };
+        let stamp = files::stamp_of(&fs::metadata(program).ok()?);
         let read = match vmm {
             VmmKind::Firecracker => firecracker::read_version,
             VmmKind::Qemu => qemu::read_version,

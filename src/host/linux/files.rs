@@ -90,13 +90,18 @@ pub(super) fn list_folder(path: &Path) -> io::Result<Vec<String>> {
 /// Which file is at this path, and since when it is as it is.
 pub(super) fn stamp(path: &Path) -> io::Result<Option<FileStamp>> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(Some(FileStamp {
-            id: FileId { device: metadata.dev(), inode: metadata.ino() },
-            bytes: metadata.len(),
-            mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
-        })),
+        Ok(metadata) => Ok(Some(stamp_of(&metadata))),
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// The stamp of the file that this was asked of.
+pub(super) fn stamp_of(metadata: &fs::Metadata) -> FileStamp {
+    FileStamp {
+        id: FileId { device: metadata.dev(), inode: metadata.ino() },
+        bytes: metadata.len(),
+        mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
     }
 }
 

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
-use super::files::{rename_to_free, sync_folder_of, temporary_path};
+use super::files::{rename_to_free, stamp_of, sync_folder_of, temporary_path};
 use crate::desired::FileId;
+use crate::host::FileStamp;
 use crate::host::devices::{Copied, ImageIdentity};
 
 /// How much is copied before anybody looks at the clock.
@@ -43,11 +44,8 @@ pub(super) fn identify(path: &Path) -> io::Result<Option<ImageIdentity>> {
 }
 
 fn identity_of(metadata: &fs::Metadata) -> ImageIdentity {
-    ImageIdentity {
-        id: FileId { device: metadata.dev(), inode: metadata.ino() },
-        bytes: metadata.len(),
-        mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
-    }
+    let FileStamp { id, bytes, mtime_ns } = stamp_of(metadata);
+    ImageIdentity { id, bytes, mtime_ns }
 }
 
 /// Makes a file of this length without any content, or grows one that is shorter.
