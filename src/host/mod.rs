@@ -232,6 +232,12 @@ pub struct FileStamp {
 
 /// What can be looked at. No call changes anything that anybody else could see.
 pub trait HostView: devices::DeviceView {
+    /// Whether a call may wait for anything, as every call to a kernel may: then the loop makes it on another thread. A host
+    /// in memory may say no, which spares two changes of thread a turn.
+    fn may_block(&self) -> bool {
+        true
+    }
+
     /// The present moment.
     fn now(&self) -> Now;
 

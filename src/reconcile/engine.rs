@@ -219,7 +219,8 @@ impl Engine {
                 name: name.clone(),
             };
             let shared = Arc::clone(&self.shared);
-            self.turns.spawn_blocking(move || (name, Box::new(shared.work(turn))));
+            let host = &*self.shared.stead.host;
+            worker::begin(&mut self.turns, host, move || (name, Box::new(shared.work(turn))));
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::collect::{self, Collected};
 use super::requests;
-use super::worker::Shared;
+use super::worker::{self, Shared};
 use crate::control::Reply;
 use crate::names::VmName;
 use crate::observed::glance::{Glance, Known};
@@ -94,8 +94,8 @@ impl Upkeep {
         }
         self.under_way = UnderWay::Survey;
         self.next = None;
-        let shared = Arc::clone(shared);
-        self.jobs.spawn_blocking(move || {
+        let (shared, host) = (Arc::clone(shared), &*shared.stead.host);
+        worker::begin(&mut self.jobs, host, move || {
             collect::empty_trash(&shared.stead);
             Ended::Surveyed(match scope {
                 Scope::Glance(known) => glance(&shared, &known),
@@ -119,8 +119,9 @@ impl Upkeep {
             self.is_due = false;
             self.under_way = UnderWay::Freeing;
             self.overdue = Some(Instant::now() + OVERDUE);
-            let shared = Arc::clone(shared);
-            self.jobs.spawn_blocking(move || Ended::Freed(collect::collect(&shared.stead, &shared.memory)));
+            let (shared, host) = (Arc::clone(shared), &*shared.stead.host);
+            let free = move || Ended::Freed(collect::collect(&shared.stead, &shared.memory));
+            worker::begin(&mut self.jobs, host, free);
             return false;
         }
         self.asked.is_empty()

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::agenda::{Report, UNKNOWN_POLL, is_forgotten, wake_after};
 use super::{Memory, Progress, Stead, requests};
 use crate::act::{ActError, Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
-use crate::host::{HostFacts, HostView, ProcessIdentity};
+use crate::host::{HostFacts, HostOps, HostView, ProcessIdentity};
 use crate::names::VmName;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
@@ -62,6 +63,19 @@ enum Round {
     Later(String, Duration),
     /// One failed; the flag says that the next look may know what to do about it.
     Failed(ActError, bool),
+}
+
+/// Begins what calls the host: where that may block, on a thread of its own.
+pub(super) fn begin<T: Send + 'static>(
+    jobs: &mut JoinSet<T>,
+    host: &dyn HostOps,
+    job: impl FnOnce() -> T + Send + 'static,
+) {
+    if host.may_block() {
+        jobs.spawn_blocking(job);
+    } else {
+        jobs.spawn(async move { job() });
+    }
 }
 
 impl Shared {

@@ -141,16 +141,10 @@ impl Bed {
 
     /// One life of stead: a one-shot pass, in which these faults happen.
     pub fn pass(&self, faults: &Faults) -> Pass {
-        let host = self.machine.life(faults.clone());
+        let host = self.machine.life_on_one_thread(faults.clone());
         let stead = self.stead(&host);
         let options = OnceOptions { timeout: Duration::from_secs(300), allow_prune: AllowPrune(0), only: None };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            // What blocks is done one after the other, in the order in which it was begun.
-            .max_blocking_threads(1)
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let outcome = runtime.block_on(async {
             self.machine.start_clock();
             let mut nobody_looks_on = |_| {};

@@ -46,10 +46,20 @@ impl Machine {
 
     /// A new life of stead. The one before it must have ended.
     pub fn life(&self, faults: Faults) -> Arc<SimHost> {
+        self.begin(faults, true)
+    }
+
+    /// The same, on one thread: each turn of a VM ends before anything else happens. No call of it may hang.
+    pub fn life_on_one_thread(&self, faults: Faults) -> Arc<SimHost> {
+        debug_assert!(!faults.effects.values().any(|fault| *fault == Fault::Hang), "who would end what hangs?");
+        self.begin(faults, false)
+    }
+
+    fn begin(&self, faults: Faults, has_threads: bool) -> Arc<SimHost> {
         let number = self.lives.fetch_add(1, Ordering::SeqCst);
         let life = Life { faults, ..Life::default() };
-        let death = tokio::sync::Notify::new();
-        Arc::new(SimHost { machine: self.clone(), number, life: Mutex::new(life), death, moved: Condvar::new() })
+        let (machine, death, moved) = (self.clone(), tokio::sync::Notify::new(), Condvar::new());
+        Arc::new(SimHost { machine, number, has_threads, life: Mutex::new(life), death, moved })
     }
 
     /// Has the machine's clock run with tokio's, within a runtime.
@@ -220,7 +230,7 @@ impl Machine {
     /// Removes a file of stead's, or everything in a folder of it.
     pub fn lose(&self, path: &Path) {
         let mut world = self.world();
-        let mut gone: Vec<PathBuf> = world.files.below(path).map(|(path, _)| path.clone()).collect();
+        let mut gone: Vec<PathBuf> = world.files.below(path).map(|(path, _)| path.to_owned()).collect();
         gone.push(path.to_owned());
         for path in gone {
             world.files.rename(vec![(path.clone(), None)]);
@@ -235,7 +245,7 @@ impl Machine {
 
     /// The files and folders below a folder, sorted.
     pub fn paths(&self, folder: &Path) -> Vec<PathBuf> {
-        self.world().files.below(folder).map(|(path, _)| path.clone()).collect()
+        self.world().files.below(folder).map(|(path, _)| path.to_owned()).collect()
     }
 
     /// Cuts the power, or boots in good order, which syncs everything first.
@@ -369,6 +379,7 @@ struct Life {
 pub struct SimHost {
     machine: Machine,
     number: u64,
+    has_threads: bool,
     life: Mutex<Life>,
     death: tokio::sync::Notify,
     /// Told when a call that hangs may go on.

@@ -570,7 +570,7 @@ impl DeviceOps for SimHost {
             return Ok(false);
         }
         let half = |world: &mut World| {
-            let first = world.files.below(path).map(|(path, _)| path.clone()).last();
+            let first = world.files.below(path).map(|(path, _)| path.to_owned()).last();
             if let Some(first) = first {
                 remove(world, &first, false);
             }
@@ -580,7 +580,7 @@ impl DeviceOps for SimHost {
             if world.files.at(path) != Some(Node::Folder) {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
-            let mut inside: Vec<PathBuf> = world.files.below(path).map(|(path, _)| path.clone()).collect();
+            let mut inside: Vec<PathBuf> = world.files.below(path).map(|(path, _)| path.to_owned()).collect();
             inside.reverse();
             for inner in inside.iter().chain([&path.to_owned()]) {
                 remove(world, inner, false);

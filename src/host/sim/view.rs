@@ -36,6 +36,10 @@ pub(super) fn answers(world: &mut World, socket: &Path, peer: &ProcessHandle, bo
 }
 
 impl HostView for SimHost {
+    fn may_block(&self) -> bool {
+        self.has_threads
+    }
+
     fn now(&self) -> Now {
         self.look(|world| {
             let boot_ms = world.now();

@@ -504,7 +504,7 @@ impl World {
     /// The power goes, and the host boots anew.
     pub(super) fn reboot(&mut self, clean: bool) {
         if clean {
-            for folder in self.files.below(Path::new("/")).map(|(path, _)| path.clone()).collect::<Vec<_>>() {
+            for folder in self.files.below(Path::new("/")).map(|(path, _)| path.to_owned()).collect::<Vec<_>>() {
                 self.files.sync_folder(&folder);
                 if let Some(id) = self.files.file(&folder) {
                     self.files.sync_file(id);
