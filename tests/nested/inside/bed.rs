@@ -292,6 +292,37 @@ pub fn fresh_randomness() {
     unsafe { reseed(std::os::fd::AsRawFd::as_raw_fd(&random)) }.unwrap();
 }
 
+/// Has the kernel say of which signal a process died, and at which system call: a VMM's own filter kills without a word.
+pub fn log_fatal_signals() {
+    // Documentation/admin-guide/sysctl/kernel.rst
+    fs::write("/proc/sys/kernel/print-fatal-signals", "1").unwrap();
+}
+
+/// Why VMs died that nobody had ended, as far as they and the kernel said: the first thing to know of a test that failed.
+pub fn story() -> String {
+    let last = |text: &str, count: usize| {
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(count)..].join("\n")
+    };
+    let mut story = String::new();
+    for stead in names("/state") {
+        let vms = format!("/state/{stead}/state/vms");
+        for vm in names(&vms) {
+            let read = |file: &str| fs::read(format!("{vms}/{vm}/{file}")).unwrap_or_default();
+            let ledger: Value = serde_json::from_slice(&read("ledger.json")).unwrap_or_default();
+            if ledger["restarts"].as_u64().unwrap_or_default() == 0 && ledger["backoff"].is_null() {
+                continue;
+            }
+            story += &format!("--- {stead}: {vm}: last exit {}, back-off {}\n", ledger["last_exit"], ledger["backoff"]);
+            for file in ["vmm.log", "console.log"] {
+                story += &format!("{file}:\n{}\n", last(&String::from_utf8_lossy(&read(file)), 10));
+            }
+        }
+    }
+    // One death with its registers takes some twenty lines.
+    story + "--- the kernel\n" + &last(&ends(&mut Command::new("dmesg")).stdout, 60)
+}
+
 /// The loop devices in use, each with its file.
 pub fn loops() -> Vec<(String, String)> {
     let file = |name: &String| fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok();

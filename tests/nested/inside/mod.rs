@@ -69,11 +69,12 @@ pub fn main(args: &[String]) -> ExitCode {
         return ExitCode::FAILURE;
     };
     bed::fresh_randomness();
+    bed::log_fatal_signals();
     // Of steads that run within this process: what they say is the story of a test that fails.
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).init();
     // The panic itself is printed when it happens.
     if catch_unwind(AssertUnwindSafe(function)).is_err() {
-        println!("{FAILED} {name}");
+        println!("{}\n{FAILED} {name}", bed::story());
         return ExitCode::FAILURE;
     }
     println!("{OK} {name}");
