@@ -123,9 +123,13 @@ fn prepare_child(cgroup: Option<RawFd>) -> io::Result<()> {
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        // Nothing is blocked but SIGPIPE. Firecracker (1.12.1) handles it, but its own system call filter lets the thread of
+        // its API return from no handler: whoever hangs up just before his reply is written, as we do when our time for it
+        // is over, would kill the VM (firecracker-microvm/firecracker#6143). Blocked, it leaves the write to fail.
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut blocked);
+        libc::sigaddset(&raw mut blocked, libc::SIGPIPE);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const blocked, std::ptr::null_mut());
         // Its sockets are for our user only.
         libc::umask(0o077);
         take_lock()?;
