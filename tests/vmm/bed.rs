@@ -122,9 +122,14 @@ impl Host {
 
     /// `stead` with this host's folders.
     pub fn stead(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+        let mut command = self.command(env!("CARGO_BIN_EXE_stead"));
+        command.args(args);
         command
-            .args(args)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .env("STEAD_MANIFESTS", self.manifests())
             .env("STEAD_STATE_DIR", self.state())
             .env("STEAD_RUN_DIR", self.run_dir())
@@ -160,9 +165,21 @@ impl Host {
 
     /// Starts `stead run` in the background.
     pub fn start_daemon_unready(&mut self) {
+        let command = self.stead(&["run"]);
+        self.start_as_daemon(command);
+    }
+
+    /// The same, from a shell that lets it have so many files open unless it asks for more.
+    pub fn start_daemon_with_open_files(&mut self, limit: u64) {
+        let mut command = self.command("sh");
+        command.args(["-c", "ulimit -S -n $1; exec $0 run", env!("CARGO_BIN_EXE_stead"), &limit.to_string()]);
+        self.start_as_daemon(command);
+        wait("the control socket", || self.control_socket());
+    }
+
+    fn start_as_daemon(&mut self, mut command: Command) {
         assert!(self.daemon.is_none());
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = self.stead(&["run"]);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         // A process group of its own: Ctrl-C in the terminal of the tests is not its.
         command.process_group(0);

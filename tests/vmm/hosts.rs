@@ -112,3 +112,28 @@ fn twenty_thousand_changes_at_once_lose_no_event_for_good() {
     assert_eq!(host.life("calm"), Some(calm));
     assert_eq!(host.running("storm").incarnation, 1);
 }
+
+/// A shell, and systemd, let a program have 1,024 files open unless it asks for more; every VM takes some.
+#[test]
+fn more_vms_run_than_a_low_limit_of_open_files_has_room_for_and_get_that_limit_themselves() {
+    const LIMIT: u64 = 64;
+    const VMS: usize = 40;
+    let limit_of = |pid: i32| {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().parse::<u64>().unwrap()
+    };
+    let mut host = Host::new();
+    for number in 0..VMS {
+        host.apply(&format!("vm-{number}.yaml"), &manifest(&format!("vm-{number}"), Vmm::Firecracker));
+    }
+    host.start_daemon_with_open_files(LIMIT);
+    for number in 0..VMS {
+        let life = host.running(&format!("vm-{number}"));
+        assert_eq!(limit_of(life.pid), LIMIT, "a VMM has what stead was given");
+    }
+    let daemon = i32::try_from(host.daemon_pid()).unwrap();
+    let open = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().count();
+    assert!(u64::try_from(open).unwrap() > LIMIT, "{open} files are no test of a limit of {LIMIT}");
+    assert!(limit_of(daemon) > LIMIT);
+}

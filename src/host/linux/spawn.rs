@@ -13,7 +13,7 @@ use nix::libc;
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 
 use super::cgroup::Cgroups;
-use super::process;
+use super::{open_files, process};
 use crate::host::{ProcessHandle, SpawnError, SpawnRequest};
 
 /// How often, and how far apart, the child tries to take a lock that is taken: who looks at it holds it for microseconds.
@@ -91,9 +91,10 @@ fn command(request: &SpawnRequest, cgroups: &Cgroups) -> io::Result<Command> {
         cgroups.door(cgroup).map_err(|error| super::error(error.kind(), format!("cgroup {cgroup}: {error}")))
     });
     let door = door.transpose()?;
+    let open_files = open_files::given();
     // SAFETY: between fork and exec only async-signal-safe functions may be called (signal-safety(7)); `prepare_child`
     // makes plain system calls, allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || prepare_child(door.as_ref().map(AsRawFd::as_raw_fd))) };
+    unsafe { command.pre_exec(move || prepare_child(door.as_ref().map(AsRawFd::as_raw_fd), open_files.as_ref())) };
     Ok(command)
 }
 
@@ -112,7 +113,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 }
 
 /// Runs in the child, after fork and before exec. Standard input is the lock by now.
-fn prepare_child(cgroup: Option<RawFd>) -> io::Result<()> {
+fn prepare_child(cgroup: Option<RawFd>, open_files: Option<&libc::rlimit>) -> io::Result<()> {
     // SAFETY: every call is async-signal-safe and gets pointers to live values on this stack only.
     unsafe {
         // A session of its own: no terminal's Ctrl-C and no hang-up reaches it.
@@ -130,6 +131,11 @@ fn prepare_child(cgroup: Option<RawFd>) -> io::Result<()> {
         libc::sigemptyset(&raw mut blocked);
         libc::sigaddset(&raw mut blocked, libc::SIGPIPE);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const blocked, std::ptr::null_mut());
+        if let Some(limit) = open_files
+            && libc::setrlimit(libc::RLIMIT_NOFILE, limit) < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
         // Its sockets are for our user only.
         libc::umask(0o077);
         take_lock()?;
