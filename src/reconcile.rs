@@ -23,7 +23,7 @@ use crate::act::{Actor, Wake};
 use crate::config::Settings;
 use crate::control::{self, Reply, Request};
 use crate::desired::load::Loader;
-use crate::desired::watch::Watch;
+use crate::desired::watch::{Change, Watch};
 use crate::desired::{Desired, Problem, SourceName};
 use crate::host::{HostFacts, HostOps};
 use crate::names::{Layout, VmName};
@@ -231,13 +231,13 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let server = tokio::spawn(control::serve(listener, Arc::new(ToEngine(requests))));
     let host = Arc::clone(&stead.host);
 
-    let mut watch = Watch::start(stead.settings.manifests.clone());
+    let watch = Watch::start(stead.settings.manifests.clone());
     let mut hangup = signal(tokio::signal::unix::SignalKind::hangup());
     let resync = stead.settings.resync;
     tell_of_cgroups(&*stead.host);
     // Nobody looks on: what its turns tell of their progress is in the log.
-    let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None);
-    engine.relist(&std::collections::BTreeSet::new());
+    let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None, Some(watch.clone()));
+    engine.take_up(&Change { everything: true, ..Change::default() });
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
 
@@ -248,13 +248,13 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             biased;
             () = &mut shutdown => break,
             event = engine.event() => engine.take_in(event)?,
-            change = watch.next() => engine.relist(&change.unsettled),
+            change = watch.next() => engine.take_up(&change),
             Some((request, reply)) = asked.recv() => engine.ask(request, reply),
             () = tokio::time::sleep_until(next_resync) => {
-                next_resync = full_pass(&mut engine, &mut watch, resync, Engine::resync);
+                next_resync = full_pass(&mut engine, &watch, resync, Engine::resync);
             }
             Some(()) = hangup.recv() => {
-                next_resync = full_pass(&mut engine, &mut watch, resync, Engine::resync_thoroughly);
+                next_resync = full_pass(&mut engine, &watch, resync, Engine::resync_thoroughly);
             }
         }
     }
@@ -297,7 +297,7 @@ fn tell_of_cgroups(host: &dyn HostOps) {
 /// Lists and wakes everything; when to do so again. That it cannot be done now is no reason to leave the VMs alone.
 fn full_pass(
     engine: &mut Engine,
-    watch: &mut Watch,
+    watch: &Watch,
     resync: Duration,
     pass: fn(&mut Engine) -> Result<(), ReconcileError>,
 ) -> tokio::time::Instant {
@@ -321,7 +321,7 @@ pub async fn once(
 ) -> Result<Outcome, ReconcileError> {
     let give_up = tokio::time::Instant::now() + options.timeout;
     let leave_at = give_up + END_BOUND;
-    let (mut engine, mut steps) = Engine::new(stead.clone(), options.allow_prune, options.only.clone());
+    let (mut engine, mut steps) = Engine::new(stead.clone(), options.allow_prune, options.only.clone(), None);
     engine.settle().await;
     engine.wake_all(Reason::Startup)?;
     let mut timed_out = false;

@@ -383,10 +383,10 @@ fn a_file_that_is_being_written_keeps_what_it_said() {
     folder.write("web.yaml", GOOD);
     let before = folder.load();
     folder.write("web.yaml", &GOOD[..70]);
-    let unsettled = BTreeSet::from([folder.0.path().join("web.yaml")]);
+    let unsettled = BTreeSet::from(["web.yaml".into()]);
     assert_eq!(folder.1.load(&unsettled), before);
     folder.write("new.yaml", "");
-    let unsettled = BTreeSet::from([folder.0.path().join("web.yaml"), folder.0.path().join("new.yaml")]);
+    let unsettled = BTreeSet::from(["web.yaml".into(), "new.yaml".into()]);
     let desired = folder.1.load(&unsettled);
     assert_eq!(desired.vms, before.vms);
     assert!(!complete(&desired), "nobody knows yet what the new file will say");

@@ -3,6 +3,7 @@
 //! A source that is not complete never lets a VM count as absent: an unreadable folder, a file whose VM names cannot be
 //! read or a first listing still under way may hide any VM of its source.
 
+pub mod delta;
 pub mod load;
 pub mod manifest;
 pub mod structure;

@@ -1,17 +1,23 @@
 //! Which VMs use which image: one that is written to has one user, and is nobody's base.
 
-use std::collections::BTreeMap;
+mod claimants;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::desired::{Desired, FileId};
+use crate::desired::{Declaration, Desired, FileId};
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::spec::{Disk, VmSpec};
+
+pub use claimants::Claimants;
 
 /// Who uses each image, by manifest or by holding it now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Claims {
     by_image: BTreeMap<Image, Vec<Claim>>,
+    /// The images of which that is known; `None`: of all.
+    known: Option<BTreeSet<PathBuf>>,
     /// A VM that was not looked at yet, and may hold any image.
     unseen: Option<VmName>,
 }
@@ -31,27 +37,15 @@ struct Claim {
 }
 
 impl Claims {
-    /// The claims of every declared VM and of every VM in `seen` that may hold its images now. A VM whose manifest is broken,
-    /// or that is declared more than once, claims what its last good spec names, which stays in force.
+    /// The claims of every declared VM and of every VM in `seen` that may hold its images now.
     pub fn of<'a>(desired: &Desired, seen: impl Iterator<Item = (&'a VmName, &'a ObservedVm)>) -> Self {
+        let seen: BTreeMap<&VmName, &ObservedVm> = seen.collect();
+        let names: BTreeSet<&VmName> = desired.vms.keys().chain(seen.keys().copied()).collect();
         let mut claims = Self::default();
-        for (name, declarations) in &desired.vms {
-            for vm in declarations.iter().filter_map(|declaration| declaration.vm.as_ref().ok()) {
-                claims.add(desired, name, &vm.spec, false);
-            }
-        }
-        for (name, vm) in seen {
-            let accepted = vm.ledger.accepted.as_ref().filter(|_| goes_by_last_good(desired, name));
-            if let Some(accepted) = accepted {
-                claims.add(desired, name, &accepted.vm.spec, false);
-            }
-            if vm.process.is_absent() && vm.record.handles().is_none() {
-                continue;
-            }
-            let spec = vm.record.handles().and_then(|handles| handles.spec.as_ref());
-            let spec = spec.or(vm.ledger.booted.as_ref().map(|booted| &booted.spec));
-            if let Some(spec) = spec.and_then(|spec| spec.read().ok()) {
-                claims.add(desired, name, &spec, true);
+        for name in names {
+            for Use { image: path, writes, holds } in uses(desired, name, seen.get(name).copied()) {
+                let claim = Claim { vm: name.clone(), writes, holds };
+                claims.by_image.entry(image(desired, &path)).or_default().push(claim);
             }
         }
         claims
@@ -61,13 +55,6 @@ impl Claims {
     #[must_use]
     pub fn with_unseen(self, unseen: Option<VmName>) -> Self {
         Self { unseen, ..self }
-    }
-
-    fn add(&mut self, desired: &Desired, vm: &VmName, spec: &VmSpec, holds: bool) {
-        for disk in &spec.disks {
-            let claim = Claim { vm: vm.clone(), writes: disk.writes_image(), holds };
-            self.by_image.entry(image(desired, &disk.image)).or_default().push(claim);
-        }
     }
 
     /// Why this VM may not be started with its disks now. `booted` is what it ran with last: of several that declare one image,
@@ -80,14 +67,51 @@ impl Claims {
             return Some(format!("VM {unseen} was not looked at yet, and may hold one of its images"));
         }
         spec.disks.iter().find_map(|disk| {
+            if self.known.as_ref().is_some_and(|known| !known.contains(&disk.image)) {
+                return Some(format!("who else uses {} is not known yet", disk.image.display()));
+            }
             let claims = self.by_image.get(&image(desired, &disk.image))?;
             let had_it = booted.is_some_and(|booted| booted.disks.iter().any(|before| before.image == disk.image));
             let clashes =
                 |claim: &&Claim| claim.vm != *vm && (claim.writes || disk.writes_image()) && (claim.holds || !had_it);
-            let other = claims.iter().find(clashes)?;
+            let other = claims.iter().filter(clashes).min_by_key(|claim| (claim.holds, &claim.vm))?;
             Some(explain(disk, other))
         })
     }
+}
+
+/// An image that one VM uses, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Use {
+    image: PathBuf,
+    writes: bool,
+    holds: bool,
+}
+
+/// The images that a VM declares, and those that it may hold now by what was `seen` of it. One whose manifest is broken, or
+/// that is declared more than once, claims what its last good spec names, which stays in force.
+fn uses(desired: &Desired, name: &VmName, seen: Option<&ObservedVm>) -> Vec<Use> {
+    let mut uses = Vec::new();
+    let mut add = |spec: &VmSpec, holds: bool| {
+        let of = |disk: &Disk| Use { image: disk.image.clone(), writes: disk.writes_image(), holds };
+        uses.extend(spec.disks.iter().map(of));
+    };
+    for vm in desired.vms.get(name).into_iter().flatten().filter_map(|Declaration { vm, .. }| vm.as_ref().ok()) {
+        add(&vm.spec, false);
+    }
+    let Some(seen) = seen else { return uses };
+    if let Some(accepted) = seen.ledger.accepted.as_ref().filter(|_| goes_by_last_good(desired, name)) {
+        add(&accepted.vm.spec, false);
+    }
+    if seen.process.is_absent() && seen.record.handles().is_none() {
+        return uses;
+    }
+    let spec = seen.record.handles().and_then(|handles| handles.spec.as_ref());
+    let spec = spec.or(seen.ledger.booted.as_ref().map(|booted| &booted.spec));
+    if let Some(spec) = spec.and_then(|spec| spec.read().ok()) {
+        add(&spec, true);
+    }
+    uses
 }
 
 /// Whether what the manifests say of a VM cannot be taken up, so that its last good spec stays in force.

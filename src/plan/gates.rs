@@ -45,11 +45,12 @@ impl Verdicts {
     }
 }
 
-/// Asks the gates about every VM in `seen` that no manifest declares. `seen` is every VM of this state, declared or not:
-/// the cap is a share of them.
+/// Asks the gates about every VM that no manifest declares. `applied` is how many VMs of this state were applied, declared
+/// or not: the cap is a share of them.
 pub fn decide<'a>(
     desired: &Desired,
-    seen: impl Iterator<Item = (&'a VmName, &'a ObservedVm)>,
+    undeclared: impl Iterator<Item = (&'a VmName, &'a ObservedVm)>,
+    applied: usize,
     gates: &GateState,
     absences: &Absences,
     policy: &Policy,
@@ -59,18 +60,13 @@ pub fn decide<'a>(
     let mut verdicts = Verdicts::default();
     // Wanted now, or as soon as their wait is over: one change of the manifests is one batch, and is judged as one.
     let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
-    let mut applied = 0;
     let begun = |name: &VmName| {
         let deletion = gates.deletions.iter().find(|deletion| deletion.name == *name)?;
         let since = absences.since.get(name)?;
         // One that was declared again since was not deleted then, and is asked about anew.
         (deletion.at.boot_id == since.boot_id && deletion.at.boot_ms >= since.boot_ms).then_some(())
     };
-    for (name, vm) in seen {
-        applied += usize::from(origin_of(vm).is_some());
-        if desired.vms.contains_key(name) {
-            continue;
-        }
+    for (name, vm) in undeclared {
         match judge(desired, name, vm, absences, policy, now) {
             // What was let through already goes on, whatever else is wanted since.
             None if begun(name).is_some() => {

@@ -88,7 +88,9 @@ pub fn plan(
     allow: AllowPrune,
     now: &Now,
 ) -> Plan {
-    let verdicts = gates::decide(desired, observed.vms.iter(), &observed.gates, absences, policy, allow, now);
+    let undeclared = observed.vms.iter().filter(|(name, _)| !desired.vms.contains_key(*name));
+    let applied = observed.vms.values().filter(|vm| gates::origin_of(vm).is_some()).count();
+    let verdicts = gates::decide(desired, undeclared, applied, &observed.gates, absences, policy, allow, now);
     let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
     let context = Context { desired, claims: &claims, facts: &observed.facts, policy, now };
     let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));

@@ -2,6 +2,10 @@
 //! undeclared one is missing, and who waits for a turn.
 //!
 //! No IO and no clock: the engine brings what it read and the moment at which it did. The model check drives the same code.
+//! An event about one VM costs the same however many there are: what is desired changes by what differs, and `sightings`
+//! knows who else it concerns.
+
+pub mod sightings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,14 +13,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::desired::Desired;
+use crate::desired::delta::Delta;
+use crate::desired::{Desired, Problem, SourceName};
 use crate::names::VmName;
 use crate::observed::glance::Known;
 use crate::observed::{ObservedVm, Record};
+use crate::plan::claims::Claims;
 use crate::plan::{Absences, AllowPrune, Hold, Policy, VmPlan, gates};
 use crate::state::GateState;
 use crate::time::{Deadline, Now};
 use crate::wakeups::{Reason, Standing, Wakeups};
+use sightings::{Sightings, has_unmet};
 
 /// How soon a failed action is tried again, at first and at most; it doubles in between.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -35,14 +42,14 @@ pub struct Agenda {
     pub allow: AllowPrune,
     /// Only this VM is looked at.
     pub only: Option<VmName>,
-    /// The last listing.
-    pub desired: Arc<Desired>,
-    /// When it was made.
+    /// What should exist, as it was read last.
+    desired: Desired,
+    /// When everything was listed last.
     pub listed_at: Deadline,
     /// VMs that it does not declare.
     pub absences: Absences,
     /// What each VM looked like at the end of its last turn.
-    pub seen: BTreeMap<VmName, Seen>,
+    sightings: Sightings,
     /// VMs of which nothing is left but what outlives a deletion.
     pub forgotten: BTreeSet<VmName>,
     /// VMs on which something was begun that will be finished soon: what they wait for.
@@ -66,6 +73,15 @@ pub struct Seen {
     pub failure: Option<String>,
     /// Turns in a row in which something failed.
     pub failures: u32,
+}
+
+/// What is told of a reading of the manifests.
+#[derive(Debug)]
+pub struct News {
+    /// What is wrong with them that was not before.
+    pub problems: Vec<Problem>,
+    /// Why sources are not complete, if that was not known.
+    pub gaps: Vec<(SourceName, String)>,
 }
 
 /// How one turn ended.
@@ -94,10 +110,10 @@ impl Agenda {
             policy,
             allow,
             only,
-            desired: Arc::new(Desired::default()),
+            desired: Desired::default(),
             listed_at: now.deadline(Duration::ZERO),
             absences: Absences { since: let_through.collect() },
-            seen: BTreeMap::new(),
+            sightings: Sightings::default(),
             forgotten: BTreeSet::new(),
             under_way: BTreeMap::new(),
             unseen: BTreeSet::new(),
@@ -106,42 +122,87 @@ impl Agenda {
         }
     }
 
+    /// The same, with what was read and seen before: for whoever takes up in the middle.
+    #[must_use]
+    pub fn with(mut self, desired: Desired, seen: impl IntoIterator<Item = (VmName, Seen)>) -> Self {
+        self.take_up(Delta::between(&self.desired, desired));
+        for (name, seen) in seen {
+            self.sightings.insert(&self.desired, name, seen);
+        }
+        self
+    }
+
+    /// What should exist, as it was read last.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// What each VM looked like at the end of its last turn.
+    pub fn sightings(&self) -> &Sightings {
+        &self.sightings
+    }
+
     /// Takes in a listing that an event in the folder led to, and wakes every VM whose declarations changed, or that came
-    /// or went. Gives the listing before.
-    pub fn list(&mut self, listed: Arc<Desired>, gates: &GateState, now: &Now) -> Arc<Desired> {
+    /// or went.
+    pub fn list(&mut self, listed: Desired, gates: &GateState, now: &Now) -> News {
         self.listed_at = now.deadline(Duration::ZERO);
-        let before = std::mem::replace(&mut self.desired, listed);
-        let desired = Arc::clone(&self.desired);
-        let names: BTreeSet<&VmName> = before.vms.keys().chain(desired.vms.keys()).collect();
-        for name in names {
-            if before.vms.get(name) != desired.vms.get(name) {
-                self.wake(name, Reason::Manifest);
-            }
-        }
-        // A source that became complete, or another folder in its place, decides about VMs that it does not declare.
-        let undeclared: Vec<VmName> =
-            self.seen.keys().filter(|name| !desired.vms.contains_key(*name)).cloned().collect();
-        self.note_absences(&undeclared, gates, now);
-        for name in undeclared.iter().filter(|_| before.sources != desired.sources) {
-            self.wake(name, Reason::Manifest);
-        }
-        // Which of several VMs may use an image depends on all of them.
-        if before.images != desired.images {
-            self.wake_unmet();
-        }
-        before
+        self.change(Delta::between(&self.desired, listed), gates, now)
     }
 
     /// Takes in a listing that was made for another reason: it is no event in the folder, and restarts no wait. Unless it
     /// shows that there was one which nobody told of, such as a mount that came back: what is missing from an incomplete
     /// listing is not yet missing.
-    pub fn list_again(&mut self, listed: Arc<Desired>, gates: &GateState, now: &Now) -> Arc<Desired> {
-        let waits = self.absences.since.clone();
-        let before = self.list(listed, gates, now);
-        if before.sources == self.desired.sources {
-            self.absences.since.extend(waits.into_iter().filter(|(name, _)| !self.desired.vms.contains_key(name)));
+    pub fn list_again(&mut self, listed: Desired, gates: &GateState, now: &Now) -> News {
+        self.listed_at = now.deadline(Duration::ZERO);
+        let delta = Delta::between(&self.desired, listed);
+        let waits = if delta.sources.is_empty() { self.absences.since.clone() } else { BTreeMap::new() };
+        let news = self.change(delta, gates, now);
+        self.absences.since.extend(waits.into_iter().filter(|(name, _)| !self.desired.vms.contains_key(name)));
+        news
+    }
+
+    /// Takes in what an event in the folder changed, as [`Agenda::list`] does. It is no full listing, which absence has to
+    /// outlast.
+    pub fn change(&mut self, delta: Delta, gates: &GateState, now: &Now) -> News {
+        let news = News {
+            problems: delta.problems.clone(),
+            gaps: delta.new_gaps(&self.desired).map(|(source, why)| (source.clone(), why.to_owned())).collect(),
+        };
+        let is_other_source = !delta.sources.is_empty();
+        let are_other_images = !delta.images.is_empty();
+        for name in self.take_up(delta) {
+            self.wake(&name, Reason::Manifest);
         }
-        before
+        let undeclared: Vec<VmName> = self.sightings.undeclared().iter().cloned().collect();
+        self.note_absences(&undeclared, gates, now);
+        // A source that became complete, or another folder in its place, decides about VMs that it does not declare.
+        for name in undeclared.iter().filter(|_| is_other_source) {
+            self.wake(name, Reason::Manifest);
+        }
+        // Which of several VMs may use an image depends on all of them.
+        if are_other_images {
+            self.wake_unmet();
+        }
+        news
+    }
+
+    /// Takes in that images are others than they were when the manifests were read.
+    pub fn note_images(&mut self, delta: Delta) {
+        if !delta.images.is_empty() {
+            self.take_up(delta);
+            self.wake_unmet();
+        }
+    }
+
+    /// Gives the VMs whose declarations changed.
+    fn take_up(&mut self, delta: Delta) -> Vec<VmName> {
+        let changed: Vec<VmName> = delta.vms.keys().cloned().collect();
+        self.sightings.note_images(&self.desired, &delta);
+        self.desired.apply(delta);
+        for name in &changed {
+            self.sightings.redeclare(&self.desired, name);
+        }
+        changed
     }
 
     /// An event in the folder restarts the wait of every VM that it does not declare.
@@ -162,7 +223,7 @@ impl Agenda {
     pub fn wake_all(&mut self, recorded: BTreeSet<VmName>, reason: Reason) -> BTreeSet<VmName> {
         self.note_unseen(&recorded);
         let mut names = recorded;
-        names.extend(self.desired.vms.keys().chain(self.seen.keys()).cloned());
+        names.extend(self.desired.vms.keys().chain(self.sightings.iter().map(|(name, _)| name)).cloned());
         for name in &names {
             self.wake(name, reason);
         }
@@ -172,8 +233,8 @@ impl Agenda {
     /// The same, but for VMs for which a glance will do: those that [`Agenda::known`] says are at rest.
     pub fn wake_restless(&mut self, recorded: &BTreeSet<VmName>, reason: Reason) -> BTreeSet<VmName> {
         self.note_unseen(recorded);
-        let restless = self.seen.iter().filter(|(name, seen)| !self.is_at_rest(name, seen)).map(|(name, _)| name);
-        let undone = self.desired.vms.keys().filter(|name| !self.seen.contains_key(*name));
+        let restless = self.sightings.iter().filter(|(name, seen)| !self.is_at_rest(name, seen)).map(|(name, _)| name);
+        let undone = self.desired.vms.keys().filter(|name| !self.sightings.contains(name));
         let names: BTreeSet<VmName> = restless.chain(undone).chain(&self.unseen).cloned().collect();
         for name in &names {
             self.wake(name, reason);
@@ -182,7 +243,7 @@ impl Agenda {
     }
 
     fn note_unseen(&mut self, recorded: &BTreeSet<VmName>) {
-        let is_unseen = |name: &&VmName| !self.seen.contains_key(*name) && !self.forgotten.contains(*name);
+        let is_unseen = |name: &&VmName| !self.sightings.contains(name) && !self.forgotten.contains(*name);
         self.unseen = recorded.iter().filter(is_unseen).cloned().collect();
     }
 
@@ -193,7 +254,7 @@ impl Agenda {
             observed: Arc::clone(&seen.observed),
             at_rest: self.is_at_rest(name, seen),
         };
-        self.seen.iter().map(known).collect()
+        self.sightings.iter().map(known).collect()
     }
 
     /// Whether its last look found it running as declared, and nothing has happened since that it would be looked at for.
@@ -213,12 +274,16 @@ impl Agenda {
         }
     }
 
-    /// A VM that was not looked at yet, other than this one, if any: this turn, which begins, goes without knowing what it holds.
-    pub fn unseen_beside(&mut self, name: &VmName) -> Option<&VmName> {
-        if !self.unseen.is_empty() {
-            self.ahead.insert(name.clone());
+    /// What a turn of this VM, which begins, goes by: the part of what is desired that it is about, and who uses its images.
+    pub fn turn_of(&mut self, name: &VmName) -> (Desired, Claims) {
+        let (desired, claims) = self.sightings.about(&self.desired, name);
+        // What a VM without disks goes by is known. Any other goes without knowing what these hold.
+        if self.unseen.is_empty() || !self.sightings.may_have_disks(&self.desired, name) {
+            return (desired, claims);
         }
-        self.unseen.iter().find(|unseen| *unseen != name)
+        self.ahead.insert(name.clone());
+        let unseen = self.unseen.iter().find(|unseen| *unseen != name).cloned();
+        (desired, claims.with_unseen(unseen))
     }
 
     /// Takes in what a VM looked like when its first turn began: from then on it is known what it holds.
@@ -229,16 +294,16 @@ impl Agenda {
         let name = observed.name.clone();
         let observed = Arc::new(observed);
         let seen = Seen { observed, plan: VmPlan::default(), failure: None, failures: 0 };
-        self.seen.entry(name).or_insert(seen);
+        if !self.sightings.contains(&name) {
+            self.sightings.insert(&self.desired, name, seen);
+        }
         if self.unseen.is_empty() {
             self.wake_unmet();
         }
     }
 
     fn wake_unmet(&mut self) {
-        let held: Vec<VmName> =
-            self.seen.iter().filter(|(_, seen)| has_unmet(&seen.plan)).map(|(name, _)| name.clone()).collect();
-        for name in held {
+        for name in self.sightings.unmet().clone() {
             self.wake(&name, Reason::Manifest);
         }
     }
@@ -262,12 +327,8 @@ impl Agenda {
 
     /// What the gates say of every VM that the last listing does not declare.
     pub fn verdicts(&self, gates: &GateState, now: &Now) -> gates::Verdicts {
-        gates::decide(&self.desired, self.observed(), gates, &self.absences, &self.policy, self.allow, now)
-    }
-
-    /// What existed of each VM at the end of its last turn.
-    pub fn observed(&self) -> impl Iterator<Item = (&VmName, &ObservedVm)> {
-        self.seen.iter().map(|(name, seen)| (name, &*seen.observed))
+        let (undeclared, applied) = (self.sightings.observed_undeclared(), self.sightings.applied());
+        gates::decide(&self.desired, undeclared, applied, gates, &self.absences, &self.policy, self.allow, now)
     }
 
     /// Takes in how a turn ended at `at`, and when the VM is to be looked at again.
@@ -279,7 +340,7 @@ impl Agenda {
             self.wake(&name, Reason::Manifest);
         }
         let failures = match &report.failure {
-            Some(_) => self.seen.get(&name).map_or(0, |seen| seen.failures) + 1,
+            Some(_) => self.sightings.get(&name).map_or(0, |seen| seen.failures) + 1,
             None => 0,
         };
         let retry = (failures > 0).then(|| RETRY.0.saturating_mul(1 << (failures - 1).min(16)).min(RETRY.1));
@@ -287,14 +348,14 @@ impl Agenda {
             self.wakeups.wake_at(&name, at + wait);
         }
         let is_gone = report.observed.process.is_absent() && report.observed.record.handles().is_none();
-        let held_before = self.seen.get(&name).is_some_and(|seen| !seen.observed.process.is_absent());
+        let held_before = self.sightings.get(&name).is_some_and(|seen| !seen.observed.process.is_absent());
         if was_last || is_gone && held_before {
             // What it held, or what was not known of it, may be what another VM waits for.
             self.wake_unmet();
         }
         if is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
             self.absences.since.remove(&name);
-            self.seen.remove(&name);
+            self.sightings.remove(&self.desired, &name);
             self.under_way.remove(&name);
             self.forgotten.insert(name);
             return;
@@ -306,12 +367,8 @@ impl Agenda {
             None => self.under_way.remove(&name),
         };
         let observed = Arc::new(observed);
-        self.seen.insert(name, Seen { observed, plan, failure, failures });
+        self.sightings.insert(&self.desired, name, Seen { observed, plan, failure, failures });
     }
-}
-
-fn has_unmet(plan: &VmPlan) -> bool {
-    plan.holds.iter().any(|hold| matches!(hold, Hold::Unmet(_)))
 }
 
 /// Whether nothing is left of the VM but what outlives its deletion.
@@ -342,7 +399,7 @@ pub fn wake_after(plan: &VmPlan, observed: &ObservedVm, now: &Now) -> Option<Dur
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{FileId, SourceName, SourceState};
+    use crate::desired::{FileId, SourceState};
     use crate::names::StateId;
     use crate::time::BootId;
 
@@ -354,22 +411,22 @@ mod tests {
     fn a_listing_from_before_the_host_was_suspended_is_not_taken_for_the_second_one() {
         let (web, gates): (VmName, _) = ("web".parse().unwrap(), GateState::default());
         let mut agenda = Agenda::new(Policy::default(), AllowPrune::default(), None, &gates, &now(0));
-        agenda.list(Arc::new(Desired::default()), &gates, &now(10));
+        agenda.list(Desired::default(), &gates, &now(10));
         assert!(!agenda.wants_listing(&web, &now(10)), "its absence is noted, and has to last");
         assert!(!agenda.wants_listing(&web, &now(12)));
         assert!(agenda.wants_listing(&web, &now(13)), "the delay is over");
         // An hour of sleep, in which no timer ran and nobody listed anything.
         assert!(agenda.wants_listing(&web, &now(3_610)));
-        agenda.list_again(Arc::new(Desired::default()), &gates, &now(3_610));
+        agenda.list_again(Desired::default(), &gates, &now(3_610));
         assert!(!agenda.wants_listing(&web, &now(3_610)));
     }
 
     /// A listing of a folder that declares nothing, read or not.
-    fn listing(is_complete: bool) -> Arc<Desired> {
+    fn listing(is_complete: bool) -> Desired {
         let incomplete = if is_complete { Vec::new() } else { vec!["it cannot be read".to_owned()] };
         let state = SourceState { incomplete, root: Some(FileId { device: 1, inode: 1 }), empty: true };
         let sources = [(SourceName("manifests".to_owned()), state)].into();
-        Arc::new(Desired { sources, ..Desired::default() })
+        Desired { sources, ..Desired::default() }
     }
 
     #[test]

@@ -9,18 +9,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::agenda::{Agenda, Report};
+use super::agenda::{Agenda, News, Report};
 use super::passes::{Depth, Passes};
 use super::upkeep::{self, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, requests};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
-use crate::desired::load::Loader;
+use crate::desired::delta::Delta;
+use crate::desired::load::{Loader, Reload, look_at};
+use crate::desired::watch::{Change, Watch};
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
-use crate::plan::claims::{Claims, goes_by_last_good};
 use crate::plan::{AllowPrune, Plan, gates};
 use crate::state::{GateState, encode};
 use crate::wakeups::{OVERDUE, Reason};
@@ -31,6 +32,8 @@ const STUCK_POLL: Duration = Duration::from_secs(5);
 pub(super) struct Engine {
     shared: Arc<Shared>,
     loader: Loader,
+    /// Who tells of changes of the manifests; a one-shot pass has nobody.
+    watch: Option<Watch>,
     pub(super) agenda: Agenda,
     asked: BTreeMap<VmName, Vec<(Request, oneshot::Sender<Reply>)>>,
     adoptions: Vec<(PathBuf, oneshot::Sender<Reply>)>,
@@ -65,6 +68,7 @@ impl Engine {
         stead: Stead,
         allow: AllowPrune,
         only: Option<VmName>,
+        watch: Option<Watch>,
     ) -> (Self, mpsc::UnboundedReceiver<Progress>) {
         let (exits_in, exits) = mpsc::unbounded_channel();
         let (looks_in, looks) = mpsc::unbounded_channel();
@@ -78,6 +82,7 @@ impl Engine {
         let engine = Self {
             shared: Arc::new(Shared::new(stead, gates, exits_in, looks_in)),
             loader,
+            watch,
             agenda,
             asked: BTreeMap::new(),
             adoptions: Vec::new(),
@@ -102,34 +107,51 @@ impl Engine {
         id.bytes().fold(self.stead().host.now().boot_ms, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()))
     }
 
-    /// Lists the manifests again and wakes every VM whose declarations changed, or that came or went.
-    pub(super) fn relist(&mut self, unsettled: &BTreeSet<PathBuf>) {
-        let listed = Arc::new(self.loader.load(unsettled));
-        let gates = worker::lock(&self.shared.gates).clone();
-        let before = self.agenda.list(listed, &gates, &self.stead().host.now());
-        self.tell_of_listing(&before);
-    }
-
-    /// The same, when nothing is known to have happened in the folder.
-    fn list_again(&mut self) {
-        let listed = Arc::new(self.loader.load(&BTreeSet::new()));
-        let gates = worker::lock(&self.shared.gates).clone();
-        let before = self.agenda.list_again(listed, &gates, &self.stead().host.now());
-        self.tell_of_listing(&before);
-    }
-
-    /// Says what is wrong with the manifests, when that changed.
-    fn tell_of_listing(&self, before: &Desired) {
-        let desired = &self.agenda.desired;
-        for problem in desired.problems.iter().filter(|problem| !before.problems.contains(problem)) {
-            tracing::warn!("{}", problem.one_line());
-        }
-        for (source, state) in &desired.sources {
-            let known = before.sources.get(source).map(|state| state.incomplete.as_slice()).unwrap_or_default();
-            for why in state.incomplete.iter().filter(|why| !known.contains(why)) {
-                tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
+    /// Reads the manifests that changed, and wakes every VM whose declarations did, or that came or went.
+    pub(super) fn take_up(&mut self, change: &Change) {
+        let unsettled = self.unsettled();
+        let reload = if change.everything {
+            Reload::ListAll
+        } else {
+            self.loader.reload(&change.files, &unsettled, self.agenda.desired())
+        };
+        let (gates, now) = (self.gates(), self.stead().host.now());
+        let news = match reload {
+            Reload::Nothing => return,
+            Reload::Changed(delta) => self.agenda.change(delta, &gates, &now),
+            Reload::ListAll => {
+                if let Some(watch) = &self.watch {
+                    watch.cover();
+                }
+                let listed = self.list();
+                self.agenda.list(listed, &gates, &now)
             }
+        };
+        tell(&news);
+    }
+
+    /// Lists everything, when nothing is known to have happened in the folder.
+    fn list_again(&mut self) {
+        let listed = self.list();
+        let (gates, now) = (self.gates(), self.stead().host.now());
+        tell(&self.agenda.list_again(listed, &gates, &now));
+    }
+
+    fn list(&mut self) -> Desired {
+        let listed = self.loader.load_settled(&self.unsettled());
+        if let Some(watch) = &self.watch {
+            watch.look_again(self.loader.young());
         }
+        listed
+    }
+
+    /// Manifests that somebody is writing.
+    fn unsettled(&self) -> BTreeSet<PathBuf> {
+        self.watch.as_ref().map(Watch::unsettled).unwrap_or_default()
+    }
+
+    fn gates(&self) -> GateState {
+        worker::lock(&self.shared.gates).clone()
     }
 
     /// Wakes every VM that is declared, recorded or was seen: the pass that a stead begins with.
@@ -170,7 +192,7 @@ impl Engine {
                 let vms = woken.len();
                 (woken, vms)
             }
-            Depth::Quick => (self.agenda.wake_restless(&recorded, Reason::Resync), self.agenda.seen.len()),
+            Depth::Quick => (self.agenda.wake_restless(&recorded, Reason::Resync), self.agenda.sightings().count()),
         };
         self.passes.begin(Reason::Resync, depth, listing, vms, woken);
         Ok(())
@@ -208,12 +230,14 @@ impl Engine {
                 continue;
             }
             let verdict = self.verdict_for(&name);
+            self.look_at_images(&name);
+            let (desired, claims) = self.agenda.turn_of(&name);
             let turn = Turn {
                 verdict,
                 tells_first_look: self.agenda.unseen.contains(&name),
-                claims: self.claims_for(&name),
+                claims,
                 reasons,
-                desired: Arc::clone(&self.agenda.desired),
+                desired,
                 requests: self.asked.remove(&name).unwrap_or_default(),
                 progress: self.progress_in.clone(),
                 name: name.clone(),
@@ -251,7 +275,7 @@ impl Engine {
         if self.agenda.wants_listing(name, &now) {
             self.list_again();
         }
-        if self.agenda.desired.vms.contains_key(name) {
+        if self.agenda.desired().vms.contains_key(name) {
             return None;
         }
         let verdicts = self.verdicts();
@@ -274,22 +298,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Who uses which image; only a VM that may have disks asks.
-    fn claims_for(&mut self, name: &VmName) -> Claims {
-        let unseen = self.agenda.unseen_beside(name).cloned();
-        let desired = &self.agenda.desired;
-        let declared = desired.vms.get(name).into_iter().flatten();
-        let has_disks =
-            declared.filter_map(|declaration| declaration.vm.as_ref().ok()).any(|vm| !vm.spec.disks.is_empty());
-        if !has_disks && !goes_by_last_good(desired, name) {
-            return Claims::default();
-        }
-        Claims::of(desired, self.agenda.observed()).with_unseen(unseen)
+    /// A path in a manifest may lead to another image by now, without any event in the folder.
+    fn look_at_images(&mut self, name: &VmName) {
+        let desired = self.agenda.desired();
+        let valid = desired.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_ref().ok());
+        let paths = valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image));
+        let images = look_at(paths).filter(|(path, id)| desired.images.get(path) != id.as_ref()).collect();
+        self.agenda.note_images(Delta { images, ..Delta::default() });
     }
 
     fn verdicts(&self) -> gates::Verdicts {
-        let gates = worker::lock(&self.shared.gates).clone();
-        self.agenda.verdicts(&gates, &self.stead().host.now())
+        self.agenda.verdicts(&self.gates(), &self.stead().host.now())
     }
 
     /// The next thing that happens to a VM. May be dropped and called again without losing anything.
@@ -399,12 +418,18 @@ impl Engine {
     /// another VM, and a one-shot pass sees no events that would tell.
     pub(super) async fn settle(&mut self) {
         const MOST_TRIES: usize = 20;
-        self.relist(&BTreeSet::new());
+        self.list_whole();
         for _ in 0..MOST_TRIES {
             let Some(wait) = self.loader.settle_for() else { return };
             tokio::time::sleep(wait).await;
-            self.relist(&BTreeSet::new());
+            self.list_whole();
         }
+    }
+
+    fn list_whole(&mut self) {
+        let listed = self.loader.load(&BTreeSet::new());
+        let (gates, now) = (self.gates(), self.stead().host.now());
+        tell(&self.agenda.list(listed, &gates, &now));
     }
 
     /// How many VMs something was begun on that will be finished soon, and what the first waits for.
@@ -447,13 +472,24 @@ impl Engine {
     /// What the pass came to.
     pub(super) fn outcome(self, timed_out: bool) -> Outcome {
         let digest = self.verdicts().digest;
-        let failures = self.agenda.seen.iter().filter_map(|(name, seen)| Some((name.clone(), seen.failure.clone()?)));
+        let sightings = self.agenda.sightings();
+        let failures = sightings.iter().filter_map(|(name, seen)| Some((name.clone(), seen.failure.clone()?)));
         let stuck = self.agenda.wakeups.at_work().map(|(name, since)| {
             (name.clone(), format!("a call to the host has hung for {:.0?}; the next pass goes on", since.elapsed()))
         });
         let failures = failures.chain(stuck).collect();
-        let vms = self.agenda.seen.into_iter().map(|(name, seen)| (name, seen.plan)).collect();
-        let problems = self.agenda.desired.problems.clone();
+        let vms = sightings.iter().map(|(name, seen)| (name.clone(), seen.plan.clone())).collect();
+        let problems = self.agenda.desired().problems.clone();
         Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, timed_out }
+    }
+}
+
+/// Says what is wrong with the manifests that was not before.
+fn tell(news: &News) {
+    for problem in &news.problems {
+        tracing::warn!("{}", problem.one_line());
+    }
+    for (source, why) in &news.gaps {
+        tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
     }
 }

@@ -44,7 +44,8 @@ pub(super) struct Shared {
 pub(super) struct Turn {
     pub(super) name: VmName,
     pub(super) reasons: BTreeSet<Reason>,
-    pub(super) desired: Arc<Desired>,
+    /// What should exist, as far as it is about this VM.
+    pub(super) desired: Desired,
     /// What the gates say, if no manifest declares it.
     pub(super) verdict: Option<Verdict>,
     /// Who uses which image.

@@ -310,20 +310,19 @@ pub fn real_verdict(verdict: Verdict) -> Option<gates::Verdict> {
 /// The loop's own agenda as this stead has it. Of the VMs that wait for a worker, `first` is the next one.
 pub fn agenda_of(daemon: &Daemon, first: usize, hides_gaps: bool) -> Agenda {
     let fixed = fixed();
-    let mut agenda = Agenda::new(fixed.policy.clone(), AllowPrune::default(), None, &GateState::default(), &fixed.now);
-    agenda.desired = Arc::new(desired(daemon.listing.0, daemon.listing.1, hides_gaps));
+    let seen = daemon.slots.iter().enumerate().filter_map(|(index, slot)| {
+        let observed = Arc::new(seen_vm(index, slot.seen?));
+        let seen = RealSeen { observed, plan: VmPlan::default(), failure: None, failures: 0 };
+        Some((fixed.names[index].clone(), seen))
+    });
+    let agenda = Agenda::new(fixed.policy.clone(), AllowPrune::default(), None, &GateState::default(), &fixed.now);
+    let mut agenda = agenda.with(desired(daemon.listing.0, daemon.listing.1, hides_gaps), seen);
     agenda.listed_at = ago(daemon.listed);
     agenda.absences = Absences::default();
     for index in [first, 1 - first] {
         let (slot, name) = (&daemon.slots[index], &fixed.names[index]);
         if let Some(ticks) = slot.missing_since {
             agenda.absences.since.insert(name.clone(), ago(ticks));
-        }
-        if let Some(seen) = slot.seen {
-            let observed = seen_vm(index, seen);
-            let plan = VmPlan::default();
-            let seen = RealSeen { observed: Arc::new(observed), plan, failure: None, failures: 0 };
-            agenda.seen.insert(name.clone(), seen);
         }
         // Whoever works has been taken: before anybody else waits.
         if slot.is_working {
@@ -351,7 +350,7 @@ pub fn take_agenda(agenda: &Agenda, state: &mut State) {
     for (slot, name) in daemon.slots.iter_mut().zip(&fixed.names) {
         let standing = agenda.wakeups.standing(name);
         slot.missing_since = agenda.absences.since.get(name).map(ticks_since);
-        slot.seen = agenda.seen.get(name).map(|seen| seen_of(&seen.observed));
+        slot.seen = agenda.sightings().get(name).map(|seen| seen_of(&seen.observed));
         (slot.is_woken, slot.is_working) = (standing.woken, standing.working);
         slot.deadline = standing.deadline.map(|when| {
             let wait = when.saturating_duration_since(fixed.instant).as_millis();

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use stead::observed::{Fact, ObservedVm};
@@ -51,7 +50,7 @@ impl Rules {
     /// The folder is listed; `event` tells whether something is known to have happened in it.
     pub fn list(&self, state: &mut State, event: bool) {
         let manifests = [state.vms[0].manifest, state.vms[1].manifest];
-        let listed = Arc::new(real::desired(manifests, state.folder, self.mutant == Some(Mutant::GapsHidden)));
+        let listed = real::desired(manifests, state.folder, self.mutant == Some(Mutant::GapsHidden));
         let gates = real::real_gates(&state.vms);
         let now = &fixed().now;
         self.agenda(state, 0, |agenda| {
@@ -102,7 +101,7 @@ impl Rules {
         }
         let gates = real::real_gates(&state.vms);
         let verdicts = self.agenda(state, index, |agenda| {
-            (!agenda.desired.vms.contains_key(name)).then(|| agenda.verdicts(&gates, now))
+            (!agenda.desired().vms.contains_key(name)).then(|| agenda.verdicts(&gates, now))
         });
         let verdicts = verdicts.flatten().unwrap_or_default();
         if let Some(commit) = &verdicts.commit {

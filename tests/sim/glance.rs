@@ -26,7 +26,7 @@ fn declare(bed: &Bed, vms: usize) {
 }
 
 /// A daemon on a host that is as declared; `then` is what happens meanwhile.
-fn daemon<T>(bed: &Bed, then: impl AsyncFnOnce(&dyn Fn() -> usize) -> T) -> T {
+pub fn daemon<T>(bed: &Bed, then: impl AsyncFnOnce(&dyn Fn() -> usize) -> T) -> T {
     let host = bed.machine.life(Faults::default());
     let stead = bed.stead(&host);
     let runtime = runtime(1);

@@ -12,3 +12,4 @@ mod pains;
 mod parallel;
 mod races;
 mod records;
+mod writing;
