@@ -90,7 +90,9 @@ pub(super) struct Unsettled<'a> {
 
 impl<'a> Unsettled<'a> {
     pub(super) fn new(root: &Path, files: &'a BTreeSet<PathBuf>, young: bool) -> Self {
-        let ids = files.iter().filter_map(|file| super::file_id(&root.join(file))).collect();
+        // Of a link itself, not of what it leads to: that is written by its own name.
+        let metas = files.iter().filter_map(|file| root.join(file).symlink_metadata().ok());
+        let ids = metas.map(|meta| FileId { device: meta.dev(), inode: meta.ino() }).collect();
         Self { files, ids, young }
     }
 }
