@@ -1,5 +1,7 @@
 //! What the loop and the one-shot pass have in common: the agenda, and the workers that carry it out.
 
+mod listing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,16 +11,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::agenda::{Agenda, News, Report};
+use super::agenda::{Agenda, Report};
 use super::passes::{Depth, Passes};
 use super::upkeep::{self, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, requests};
 use crate::control::{Reply, Request};
-use crate::desired::Desired;
-use crate::desired::delta::Delta;
-use crate::desired::load::{Loader, Reload, look_at};
-use crate::desired::watch::{Change, Watch};
+use crate::desired::load::Loader;
+use crate::desired::watch::Watch;
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
@@ -107,53 +107,6 @@ impl Engine {
         id.bytes().fold(self.stead().host.now().boot_ms, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()))
     }
 
-    /// Reads the manifests that changed, and wakes every VM whose declarations did, or that came or went.
-    pub(super) fn take_up(&mut self, change: &Change) {
-        let unsettled = self.unsettled();
-        let reload = if change.everything {
-            Reload::ListAll
-        } else {
-            self.loader.reload(&change.files, &unsettled, self.agenda.desired())
-        };
-        let (gates, now) = (self.gates(), self.stead().host.now());
-        let news = match reload {
-            Reload::Nothing => return,
-            Reload::Changed(delta) => self.agenda.change(delta, &gates, &now),
-            Reload::ListAll => {
-                if let Some(watch) = &self.watch {
-                    watch.cover();
-                }
-                let listed = self.list();
-                self.agenda.list(listed, &gates, &now)
-            }
-        };
-        tell(&news);
-    }
-
-    /// Lists everything, when nothing is known to have happened in the folder.
-    fn list_again(&mut self) {
-        let listed = self.list();
-        let (gates, now) = (self.gates(), self.stead().host.now());
-        tell(&self.agenda.list_again(listed, &gates, &now));
-    }
-
-    fn list(&mut self) -> Desired {
-        let listed = self.loader.load_settled(&self.unsettled());
-        if let Some(watch) = &self.watch {
-            watch.look_again(self.loader.young());
-        }
-        listed
-    }
-
-    /// Manifests that somebody is writing.
-    fn unsettled(&self) -> BTreeSet<PathBuf> {
-        self.watch.as_ref().map(Watch::unsettled).unwrap_or_default()
-    }
-
-    fn gates(&self) -> GateState {
-        worker::lock(&self.shared.gates).clone()
-    }
-
     /// Wakes every VM that is declared, recorded or was seen: the pass that a stead begins with.
     pub(super) fn wake_all(&mut self, reason: Reason) -> Result<(), ReconcileError> {
         let recorded = self.recorded()?;
@@ -183,6 +136,9 @@ impl Engine {
 
     fn pass(&mut self, depth: Depth) -> Result<(), ReconcileError> {
         let began = Instant::now();
+        if let (Some(watch), Depth::Thorough) = (&self.watch, depth) {
+            watch.cover();
+        }
         self.list_again();
         let recorded = self.recorded()?;
         let listing = began.elapsed();
@@ -298,13 +254,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A path in a manifest may lead to another image by now, without any event in the folder.
-    fn look_at_images(&mut self, name: &VmName) {
-        let desired = self.agenda.desired();
-        let valid = desired.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_ref().ok());
-        let paths = valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image));
-        let images = look_at(paths).filter(|(path, id)| desired.images.get(path) != id.as_ref()).collect();
-        self.agenda.note_images(Delta { images, ..Delta::default() });
+    fn gates(&self) -> GateState {
+        worker::lock(&self.shared.gates).clone()
     }
 
     fn verdicts(&self) -> gates::Verdicts {
@@ -414,24 +365,6 @@ impl Engine {
         }
     }
 
-    /// Waits until no manifest was written within the last moments, and lists them: half a file may be a sound manifest of
-    /// another VM, and a one-shot pass sees no events that would tell.
-    pub(super) async fn settle(&mut self) {
-        const MOST_TRIES: usize = 20;
-        self.list_whole();
-        for _ in 0..MOST_TRIES {
-            let Some(wait) = self.loader.settle_for() else { return };
-            tokio::time::sleep(wait).await;
-            self.list_whole();
-        }
-    }
-
-    fn list_whole(&mut self) {
-        let listed = self.loader.load(&BTreeSet::new());
-        let (gates, now) = (self.gates(), self.stead().host.now());
-        tell(&self.agenda.list(listed, &gates, &now));
-    }
-
     /// How many VMs something was begun on that will be finished soon, and what the first waits for.
     pub(super) fn waiting_for(&self) -> Option<(usize, String)> {
         let (name, why) = self.agenda.under_way.first_key_value()?;
@@ -481,15 +414,5 @@ impl Engine {
         let vms = sightings.iter().map(|(name, seen)| (name.clone(), seen.plan.clone())).collect();
         let problems = self.agenda.desired().problems.clone();
         Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, timed_out }
-    }
-}
-
-/// Says what is wrong with the manifests that was not before.
-fn tell(news: &News) {
-    for problem in &news.problems {
-        tracing::warn!("{}", problem.one_line());
-    }
-    for (source, why) in &news.gaps {
-        tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
     }
 }

@@ -88,3 +88,115 @@ impl Claimants {
         claims
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::desired::{Declaration, Origin, SourceName};
+    use crate::names::{Incarnation, StateId};
+    use crate::spec::{DiskMode, Vm, VmSpec};
+    use crate::state::{Accepted, Booted, StoredSpec};
+    use crate::vmm::tests::{disk, spec};
+
+    const IMAGES: [&str; 4] = ["/a.img", "/b.img", "/link.img", "/c.img"];
+
+    /// A number below `bound`, another one each time (Knuth's constants).
+    fn next(seed: &mut u64, bound: u64) -> usize {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from((*seed >> 33) % bound).unwrap()
+    }
+
+    fn some_spec(seed: &mut u64) -> VmSpec {
+        let mut spec = spec();
+        spec.disks = (0..next(seed, 3))
+            .map(|number| {
+                let mut disk = disk(&format!("d{number}"), IMAGES[next(seed, 4)], next(seed, 2) == 0);
+                disk.mode = [DiskMode::Direct, DiskMode::Snapshot][next(seed, 2)];
+                disk
+            })
+            .collect();
+        spec
+    }
+
+    fn some_declarations(name: &VmName, seed: &mut u64) -> Vec<Declaration> {
+        let declaration = |number: usize, seed: &mut u64| {
+            let origin = Origin { source: SourceName("m".into()), path: format!("{number}.yaml").into(), line: 1 };
+            let (labels, annotations) = Default::default();
+            let vm = Vm { name: name.clone(), labels, annotations, spec: some_spec(seed) };
+            Declaration { origin, vm: if next(seed, 4) == 0 { Err(Vec::new()) } else { Ok(Arc::new(vm)) } }
+        };
+        (0..next(seed, 3)).map(|number| declaration(number, seed)).collect()
+    }
+
+    fn some_sight(name: &VmName, seed: &mut u64) -> ObservedVm {
+        let uid = StateId::derive("m", Path::new("/s")).uid(name);
+        let mut observed = ObservedVm::nothing(name.clone(), uid);
+        if next(seed, 2) == 0 {
+            observed.process = crate::observed::Fact::Unknown("nobody knows".into());
+        }
+        let spec = StoredSpec::from(&some_spec(seed));
+        observed.ledger.booted = Some(Booted { incarnation: Incarnation(1), spec, generation: 1 });
+        let origin = Origin { source: SourceName("m".into()), path: "0.yaml".into(), line: 1 };
+        let (labels, annotations) = Default::default();
+        let vm = Vm { name: name.clone(), labels, annotations, spec: some_spec(seed) };
+        observed.ledger.accepted = Some(Accepted { vm, origin, root: None, generation: 1 });
+        observed
+    }
+
+    #[test]
+    fn what_is_known_about_one_vm_refuses_it_what_all_claims_refuse_it() {
+        let names: Vec<VmName> = ["a", "b", "c", "d", "e"].iter().map(|name| name.parse().unwrap()).collect();
+        let (mut seed, mut refused) = (1, 0);
+        let (mut desired, mut seen) = (Desired::default(), BTreeMap::new());
+        let mut claimants = Claimants::default();
+        for step in 0..4000 {
+            // One thing changes, and the claims are kept up with it.
+            if next(&mut seed, 4) == 0 {
+                let path = PathBuf::from(IMAGES[next(&mut seed, 4)]);
+                let id = [None, Some(1), Some(2)][next(&mut seed, 3)].map(|inode| FileId { device: 1, inode });
+                claimants.set_id(&path, desired.images.get(&path).copied(), id);
+                match id {
+                    Some(id) => desired.images.insert(path, id),
+                    None => desired.images.remove(&path),
+                };
+            } else {
+                let name = &names[next(&mut seed, 5)];
+                desired.vms.insert(name.clone(), some_declarations(name, &mut seed));
+                if next(&mut seed, 3) == 0 {
+                    seen.remove(name);
+                } else {
+                    seen.insert(name.clone(), some_sight(name, &mut seed));
+                }
+                claimants.set(&desired, name, seen.get(name));
+            }
+            let all = Claims::of(&desired, seen.iter());
+            for name in &names {
+                let about = claimants.about(&desired, name);
+                let valid =
+                    desired.vms.get(name).into_iter().flatten().filter_map(|declared| declared.vm.as_ref().ok());
+                let last_good = seen.get(name).and_then(|seen| seen.ledger.accepted.as_ref());
+                let last_good = last_good.filter(|_| super::super::goes_by_last_good(&desired, name));
+                let booted = some_spec(&mut seed);
+                for spec in valid.map(|vm| &vm.spec).chain(last_good.map(|accepted| &accepted.vm.spec)) {
+                    for booted in [None, Some(&booted)] {
+                        let why = all.conflict(&desired, name, spec, booted);
+                        assert_eq!(about.conflict(&desired, name, spec, booted), why, "step {step}, VM {name}");
+                        refused += usize::from(why.is_some());
+                    }
+                }
+            }
+        }
+        assert!(refused > 1000, "{refused}");
+    }
+
+    #[test]
+    fn an_image_of_which_nothing_is_known_is_given_to_nobody() {
+        let name: VmName = "web".parse().unwrap();
+        let mut spec = spec();
+        spec.disks = vec![disk("root", "/a.img", true)];
+        let about = Claimants::default().about(&Desired::default(), &name);
+        assert!(about.conflict(&Desired::default(), &name, &spec, None).is_some());
+    }
+}

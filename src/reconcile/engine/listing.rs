@@ -1,0 +1,96 @@
+//! What the manifests say, read when somebody tells that they changed and whenever else it has to be known.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::Engine;
+use crate::desired::Desired;
+use crate::desired::delta::Delta;
+use crate::desired::load::{Reload, look_at};
+use crate::desired::watch::{Change, Watch};
+use crate::names::VmName;
+use crate::reconcile::agenda::News;
+
+impl Engine {
+    /// Reads the manifests that changed, and wakes every VM whose declarations did, or that came or went.
+    pub(in crate::reconcile) fn take_up(&mut self, change: &Change) {
+        let unsettled = self.unsettled();
+        let reload = if change.everything {
+            Reload::ListAll
+        } else {
+            self.loader.reload(&change.files, &unsettled, self.agenda.desired())
+        };
+        let listed = match reload {
+            Reload::Nothing => return,
+            Reload::Changed(delta) => Err(delta),
+            Reload::ListAll => {
+                if let Some(watch) = &self.watch {
+                    watch.cover();
+                }
+                Ok(self.list())
+            }
+        };
+        let (gates, now) = (self.gates(), self.stead().host.now());
+        tell(&match listed {
+            Ok(listed) => self.agenda.list(listed, &gates, &now),
+            Err(delta) => self.agenda.change(delta, &gates, &now),
+        });
+    }
+
+    /// Lists everything, when nothing is known to have happened in the folder.
+    pub(super) fn list_again(&mut self) {
+        let listed = self.list();
+        let (gates, now) = (self.gates(), self.stead().host.now());
+        tell(&self.agenda.list_again(listed, &gates, &now));
+    }
+
+    fn list(&mut self) -> Desired {
+        let listed = self.loader.load_settled(&self.unsettled());
+        if let Some(watch) = &self.watch {
+            watch.look_again(self.loader.young());
+        }
+        listed
+    }
+
+    /// Manifests that somebody is writing.
+    fn unsettled(&self) -> BTreeSet<PathBuf> {
+        self.watch.as_ref().map(Watch::unsettled).unwrap_or_default()
+    }
+
+    /// Waits until no manifest was written within the last moments, and lists them: half a file may be a sound manifest of
+    /// another VM, and a one-shot pass sees no events that would tell.
+    pub(in crate::reconcile) async fn settle(&mut self) {
+        const MOST_TRIES: usize = 20;
+        self.list_whole();
+        for _ in 0..MOST_TRIES {
+            let Some(wait) = self.loader.settle_for() else { return };
+            tokio::time::sleep(wait).await;
+            self.list_whole();
+        }
+    }
+
+    fn list_whole(&mut self) {
+        let listed = self.loader.load(&BTreeSet::new());
+        let (gates, now) = (self.gates(), self.stead().host.now());
+        tell(&self.agenda.list(listed, &gates, &now));
+    }
+
+    /// A path in a manifest may lead to another image by now, without any event in the folder.
+    pub(super) fn look_at_images(&mut self, name: &VmName) {
+        let desired = self.agenda.desired();
+        let valid = desired.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_ref().ok());
+        let paths = valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image));
+        let images = look_at(paths).filter(|(path, id)| desired.images.get(path) != id.as_ref()).collect();
+        self.agenda.note_images(Delta { images, ..Delta::default() });
+    }
+}
+
+/// Says what is wrong with the manifests that was not before.
+fn tell(news: &News) {
+    for problem in &news.problems {
+        tracing::warn!("{}", problem.one_line());
+    }
+    for (source, why) in &news.gaps {
+        tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
+    }
+}
