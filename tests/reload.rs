@@ -246,8 +246,8 @@ fn a_file_that_changes_among_many_is_the_only_one_that_is_read() {
     fs::remove_file(folder.path().join("5.yaml")).unwrap();
     let named = ["3.yaml", "5.yaml", "new.yaml", ".hidden", "note.txt"].map(PathBuf::from).into();
     let Reload::Changed(delta) = loader.reload(&named, &BTreeSet::new(), &before) else { panic!("it is all known") };
-    let names: Vec<String> = delta.vms.keys().map(ToString::to_string).collect();
-    assert_eq!(names, ["new", "three", "vm-3", "vm-5"]);
+    let changed: Vec<String> = delta.vms.keys().map(ToString::to_string).collect();
+    assert_eq!(changed, ["new", "three", "vm-3", "vm-5"]);
     let named = [".hidden", "note.txt", "gone"].map(PathBuf::from).into();
     assert_eq!(loader.reload(&named, &BTreeSet::new(), &before), Reload::Nothing);
 }

@@ -45,12 +45,18 @@ impl Verdicts {
     }
 }
 
-/// Asks the gates about every VM that no manifest declares. `applied` is how many VMs of this state were applied, declared
-/// or not: the cap is a share of them.
+/// The VMs that the gates are asked about.
+pub struct Population<I> {
+    /// Those that no manifest declares.
+    pub undeclared: I,
+    /// How many of this state were applied, declared or not: the cap is a share of them.
+    pub applied: usize,
+}
+
+/// Asks the gates about every VM that no manifest declares.
 pub fn decide<'a>(
     desired: &Desired,
-    undeclared: impl Iterator<Item = (&'a VmName, &'a ObservedVm)>,
-    applied: usize,
+    population: Population<impl Iterator<Item = (&'a VmName, &'a ObservedVm)>>,
     gates: &GateState,
     absences: &Absences,
     policy: &Policy,
@@ -66,6 +72,7 @@ pub fn decide<'a>(
         // One that was declared again since was not deleted then, and is asked about anew.
         (deletion.at.boot_id == since.boot_id && deletion.at.boot_ms >= since.boot_ms).then_some(())
     };
+    let Population { undeclared, applied } = population;
     for (name, vm) in undeclared {
         match judge(desired, name, vm, absences, policy, now) {
             // What was let through already goes on, whatever else is wanted since.

@@ -90,7 +90,8 @@ pub fn plan(
 ) -> Plan {
     let undeclared = observed.vms.iter().filter(|(name, _)| !desired.vms.contains_key(*name));
     let applied = observed.vms.values().filter(|vm| gates::origin_of(vm).is_some()).count();
-    let verdicts = gates::decide(desired, undeclared, applied, &observed.gates, absences, policy, allow, now);
+    let population = gates::Population { undeclared, applied };
+    let verdicts = gates::decide(desired, population, &observed.gates, absences, policy, allow, now);
     let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
     let context = Context { desired, claims: &claims, facts: &observed.facts, policy, now };
     let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));

@@ -200,7 +200,7 @@ impl Agenda {
         let observed = Arc::new(observed);
         let seen = Seen { observed, plan: VmPlan::default(), failure: None, failures: 0 };
         if !self.sightings.contains(&name) {
-            self.sightings.insert(&self.desired, name, seen);
+            self.sightings.insert(&self.desired, &name, seen);
         }
         if self.unseen.is_empty() {
             self.wake_unmet();
@@ -232,8 +232,9 @@ impl Agenda {
 
     /// What the gates say of every VM that the last listing does not declare.
     pub fn verdicts(&self, gates: &GateState, now: &Now) -> gates::Verdicts {
-        let (undeclared, applied) = (self.sightings.observed_undeclared(), self.sightings.applied());
-        gates::decide(&self.desired, undeclared, applied, gates, &self.absences, &self.policy, self.allow, now)
+        let population =
+            gates::Population { undeclared: self.sightings.observed_undeclared(), applied: self.sightings.applied() };
+        gates::decide(&self.desired, population, gates, &self.absences, &self.policy, self.allow, now)
     }
 
     /// Takes in how a turn ended at `at`, and when the VM is to be looked at again.
@@ -272,7 +273,7 @@ impl Agenda {
             None => self.under_way.remove(&name),
         };
         let observed = Arc::new(observed);
-        self.sightings.insert(&self.desired, name, Seen { observed, plan, failure, failures });
+        self.sightings.insert(&self.desired, &name, Seen { observed, plan, failure, failures });
     }
 }
 

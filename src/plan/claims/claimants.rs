@@ -149,7 +149,7 @@ mod tests {
     fn what_is_known_about_one_vm_refuses_it_what_all_claims_refuse_it() {
         let names: Vec<VmName> = ["a", "b", "c", "d", "e"].iter().map(|name| name.parse().unwrap()).collect();
         let (mut seed, mut refused) = (1, 0);
-        let (mut desired, mut seen) = (Desired::default(), BTreeMap::new());
+        let (mut desired, mut sights) = (Desired::default(), BTreeMap::new());
         let mut claimants = Claimants::default();
         for step in 0..4000 {
             // One thing changes, and the claims are kept up with it.
@@ -165,18 +165,18 @@ mod tests {
                 let name = &names[next(&mut seed, 5)];
                 desired.vms.insert(name.clone(), some_declarations(name, &mut seed));
                 if next(&mut seed, 3) == 0 {
-                    seen.remove(name);
+                    sights.remove(name);
                 } else {
-                    seen.insert(name.clone(), some_sight(name, &mut seed));
+                    sights.insert(name.clone(), some_sight(name, &mut seed));
                 }
-                claimants.set(&desired, name, seen.get(name));
+                claimants.set(&desired, name, sights.get(name));
             }
-            let all = Claims::of(&desired, seen.iter());
+            let all = Claims::of(&desired, sights.iter());
             for name in &names {
                 let about = claimants.about(&desired, name);
                 let valid =
                     desired.vms.get(name).into_iter().flatten().filter_map(|declared| declared.vm.as_ref().ok());
-                let last_good = seen.get(name).and_then(|seen| seen.ledger.accepted.as_ref());
+                let last_good = sights.get(name).and_then(|sight| sight.ledger.accepted.as_ref());
                 let last_good = last_good.filter(|_| super::super::goes_by_last_good(&desired, name));
                 let booted = some_spec(&mut seed);
                 for spec in valid.map(|vm| &vm.spec).chain(last_good.map(|accepted| &accepted.vm.spec)) {

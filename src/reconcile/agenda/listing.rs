@@ -26,7 +26,7 @@ impl Agenda {
     pub fn with(mut self, desired: Desired, seen: impl IntoIterator<Item = (VmName, Seen)>) -> Self {
         self.take_up(Delta::between(&self.desired, desired));
         for (name, seen) in seen {
-            self.sightings.insert(&self.desired, name, seen);
+            self.sightings.insert(&self.desired, &name, seen);
         }
         self
     }

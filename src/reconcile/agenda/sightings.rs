@@ -73,14 +73,14 @@ impl Sightings {
     }
 
     /// Takes in what a VM looks like now.
-    pub fn insert(&mut self, desired: &Desired, name: VmName, seen: Seen) {
-        self.uncount(&name);
+    pub fn insert(&mut self, desired: &Desired, name: &VmName, seen: Seen) {
+        self.uncount(name);
         self.applied += usize::from(gates::origin_of(&seen.observed).is_some());
         if has_unmet(&seen.plan) {
             self.unmet.insert(name.clone());
         }
         self.by_vm.insert(name.clone(), seen);
-        self.redeclare(desired, &name);
+        self.redeclare(desired, name);
     }
 
     /// Forgets a VM.
