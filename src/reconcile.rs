@@ -23,7 +23,7 @@ use crate::act::{Actor, Wake};
 use crate::config::Settings;
 use crate::control::{self, Reply, Request};
 use crate::desired::load::Loader;
-use crate::desired::watch::{Change, Watch};
+use crate::desired::watch::Watch;
 use crate::desired::{Desired, Problem, SourceName};
 use crate::host::{HostFacts, HostOps};
 use crate::names::{Layout, VmName};
@@ -237,7 +237,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     tell_of_cgroups(&*stead.host);
     // Nobody looks on: what its turns tell of their progress is in the log.
     let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None, Some(watch.clone()));
-    engine.take_up(&Change { everything: true, ..Change::default() });
+    engine.settle().await;
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
 

@@ -39,7 +39,7 @@ fn is_not_read(bed: &Bed, text: &str, meanwhile: impl FnOnce()) {
         file.write_all(rest.as_bytes()).unwrap();
         drop(file);
         let_it_be_told();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
     });
     assert_eq!(is_web(bed), before, "the VM was restarted for half a manifest");
     bed.no_rule_is_broken("half a manifest");

@@ -58,7 +58,7 @@ impl Engine {
     }
 
     /// Waits until no manifest was written within the last moments, and lists them: half a file may be a sound manifest of
-    /// another VM, and a one-shot pass sees no events that would tell.
+    /// another VM, a one-shot pass sees no events that would tell, and who watches has not been told of those before it did.
     pub(in crate::reconcile) async fn settle(&mut self) {
         const MOST_TRIES: usize = 20;
         self.list_whole();
@@ -70,7 +70,7 @@ impl Engine {
     }
 
     fn list_whole(&mut self) {
-        let listed = self.loader.load(&BTreeSet::new());
+        let listed = self.loader.load(&self.unsettled());
         let (gates, now) = (self.gates(), self.stead().host.now());
         tell(&self.agenda.list(listed, &gates, &now));
     }
