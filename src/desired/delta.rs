@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{Declaration, Desired, FileId, Problem, SourceName, SourceState};
 use crate::names::VmName;
+use crate::spec::Vm;
 
 /// What differs from the reading before.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -118,6 +119,11 @@ impl Desired {
             self.problems.extend(problems);
             self.problems.sort();
         }
+    }
+
+    /// What the valid declarations of a VM say.
+    pub fn valid(&self, name: &VmName) -> impl Iterator<Item = &Vm> {
+        self.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_deref().ok())
     }
 
     /// The part of it that decisions about one VM go by, for whoever is given only that: its declarations, all sources and,

@@ -5,7 +5,7 @@ mod claimants;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::desired::{Declaration, Desired, FileId};
+use crate::desired::{Desired, FileId};
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::spec::{Disk, VmSpec};
@@ -96,7 +96,7 @@ fn uses(desired: &Desired, name: &VmName, seen: Option<&ObservedVm>) -> Vec<Use>
         let of = |disk: &Disk| Use { image: disk.image.clone(), writes: disk.writes_image(), holds };
         uses.extend(spec.disks.iter().map(of));
     };
-    for vm in desired.vms.get(name).into_iter().flatten().filter_map(|Declaration { vm, .. }| vm.as_ref().ok()) {
+    for vm in desired.valid(name) {
         add(&vm.spec, false);
     }
     let Some(seen) = seen else { return uses };

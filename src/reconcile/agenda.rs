@@ -310,7 +310,7 @@ mod tests {
     use crate::time::BootId;
     use crate::vmm::tests::{disk, spec};
 
-    fn now(second: u64) -> Now {
+    pub(super) fn now(second: u64) -> Now {
         Now { boot_id: BootId("boot".into()), boot_ms: second * 1000, wall: jiff::Timestamp::UNIX_EPOCH }
     }
 

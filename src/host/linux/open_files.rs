@@ -1,4 +1,4 @@
-//! How many files stead may have open: each VM that lives takes two or three, and what most hosts allow by default is 1,024.
+//! How many files stead may have open: each VM that lives takes two, and what most hosts allow by default is 1,024.
 
 use std::sync::OnceLock;
 

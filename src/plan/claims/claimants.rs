@@ -174,8 +174,7 @@ mod tests {
             let all = Claims::of(&desired, sights.iter());
             for name in &names {
                 let about = claimants.about(&desired, name);
-                let valid =
-                    desired.vms.get(name).into_iter().flatten().filter_map(|declared| declared.vm.as_ref().ok());
+                let valid = desired.valid(name);
                 let last_good = sights.get(name).and_then(|sight| sight.ledger.accepted.as_ref());
                 let last_good = last_good.filter(|_| super::super::goes_by_last_good(&desired, name));
                 let booted = some_spec(&mut seed);

@@ -118,12 +118,7 @@ mod tests {
     use crate::names::StateId;
     use crate::observed::ObservedVm;
     use crate::plan::{AllowPrune, Hold, Policy, VmPlan};
-    use crate::reconcile::agenda::Report;
-    use crate::time::BootId;
-
-    fn now(second: u64) -> Now {
-        Now { boot_id: BootId("boot".into()), boot_ms: second * 1000, wall: jiff::Timestamp::UNIX_EPOCH }
-    }
+    use crate::reconcile::agenda::{Report, tests::now};
 
     #[test]
     fn a_listing_from_before_the_host_was_suspended_is_not_taken_for_the_second_one() {

@@ -9,7 +9,9 @@ use crate::desired::delta::Delta;
 use crate::desired::load::{Reload, look_at};
 use crate::desired::watch::{Change, Watch};
 use crate::names::VmName;
-use crate::reconcile::agenda::News;
+use crate::reconcile::agenda::{Agenda, News};
+use crate::state::GateState;
+use crate::time::Now;
 
 impl Engine {
     /// Reads the manifests that changed, and wakes every VM whose declarations did, or that came or went.
@@ -20,28 +22,35 @@ impl Engine {
         } else {
             self.loader.reload(&change.files, &unsettled, self.agenda.desired())
         };
-        let listed = match reload {
-            Reload::Nothing => return,
-            Reload::Changed(delta) => Err(delta),
+        match reload {
+            Reload::Nothing => {}
+            Reload::Changed(delta) => self.pass_on(|agenda, gates, now| agenda.change(delta, gates, now)),
             Reload::ListAll => {
                 if let Some(watch) = &self.watch {
                     watch.cover();
                 }
-                Ok(self.list())
+                let listed = self.list();
+                self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
             }
-        };
+        }
+    }
+
+    /// Hands the agenda what was read, and says what is wrong with the manifests that was not before.
+    fn pass_on(&mut self, take_in: impl FnOnce(&mut Agenda, &GateState, &Now) -> News) {
         let (gates, now) = (self.gates(), self.stead().host.now());
-        tell(&match listed {
-            Ok(listed) => self.agenda.list(listed, &gates, &now),
-            Err(delta) => self.agenda.change(delta, &gates, &now),
-        });
+        let news = take_in(&mut self.agenda, &gates, &now);
+        for problem in &news.problems {
+            tracing::warn!("{}", problem.one_line());
+        }
+        for (source, why) in &news.gaps {
+            tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
+        }
     }
 
     /// Lists everything, when nothing is known to have happened in the folder.
     pub(super) fn list_again(&mut self) {
         let listed = self.list();
-        let (gates, now) = (self.gates(), self.stead().host.now());
-        tell(&self.agenda.list_again(listed, &gates, &now));
+        self.pass_on(|agenda, gates, now| agenda.list_again(listed, gates, now));
     }
 
     fn list(&mut self) -> Desired {
@@ -71,26 +80,14 @@ impl Engine {
 
     fn list_whole(&mut self) {
         let listed = self.loader.load(&self.unsettled());
-        let (gates, now) = (self.gates(), self.stead().host.now());
-        tell(&self.agenda.list(listed, &gates, &now));
+        self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
     }
 
     /// A path in a manifest may lead to another image by now, without any event in the folder.
     pub(super) fn look_at_images(&mut self, name: &VmName) {
         let desired = self.agenda.desired();
-        let valid = desired.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_ref().ok());
-        let paths = valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image));
+        let paths = desired.valid(name).flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image));
         let images = look_at(paths).filter(|(path, id)| desired.images.get(path) != id.as_ref()).collect();
         self.agenda.note_images(Delta { images, ..Delta::default() });
-    }
-}
-
-/// Says what is wrong with the manifests that was not before.
-fn tell(news: &News) {
-    for problem in &news.problems {
-        tracing::warn!("{}", problem.one_line());
-    }
-    for (source, why) in &news.gaps {
-        tracing::warn!(source = %source, "not complete, so nothing of it is pruned: {why}");
     }
 }
