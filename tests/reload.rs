@@ -266,3 +266,18 @@ fn a_new_file_that_is_being_written_may_declare_whoever_else_is_missing() {
     desired.apply(delta);
     assert!(desired.sources.values().all(|source| !source.is_complete()), "{desired:?}");
 }
+
+#[test]
+fn many_new_files_say_together_what_they_say_one_after_the_other() {
+    let (folder, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut random = Random::new(5);
+    let (mut one_by_one, mut last) = (loader(folder.path()), Desired::default());
+    for number in 0..200 {
+        fs::write(folder.path().join(format!("{number}.yaml")), text(&mut random, images.path())).unwrap();
+        if number % 20 == 19 {
+            last = one_by_one.load(&BTreeSet::new());
+        }
+    }
+    assert!(last.vms.len() == 4 && !last.problems.is_empty());
+    assert_eq!(loader(folder.path()).load(&BTreeSet::new()), last);
+}

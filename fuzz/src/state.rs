@@ -89,7 +89,7 @@ fn sound_ledger(fixed: &Fixed, incarnation: Incarnation) -> Ledger {
 /// The VM's VMM, proven ours.
 fn live(incarnation: Incarnation) -> Fact<VmmProcess> {
     let identity = ProcessIdentity { pid: 1_000, start_time: 5, pidfd_inode: Some(10_000) };
-    let process = ProcessHandle { identity, pidfd: None };
+    let process = ProcessHandle { identity, pidfd: None, line: None };
     Fact::Present(VmmProcess { process, incarnation, vmm: VmmKind::Firecracker })
 }
 

@@ -132,7 +132,10 @@ fn adopt_one(actor: &Actor<'_>, looker: &Looker<'_>, folder: Option<String>, fil
     let ledger = Ledger { incarnation, vmm: Some(vmm), ..vm.ledger.clone() };
     actor.write_ledger(&vm, &ledger)?;
     let pid = process.identity.pid;
-    actor.cache.set_process(&name, VmmProcess { process, incarnation: Incarnation(incarnation.0), vmm });
+    actor.cache.set_process(
+        &name,
+        VmmProcess { process: process.without_line(), incarnation: Incarnation(incarnation.0), vmm },
+    );
     Ok(Adopted { name, pid, notes })
 }
 

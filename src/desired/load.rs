@@ -7,6 +7,7 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Declaration, Desired, FileId, Origin, SourceName, SourceState};
@@ -19,6 +20,8 @@ pub use reload::Reload;
 pub const FILE_MAX: u64 = 1 << 20;
 /// A file that was not written for this long is taken to be whole.
 pub const QUIET: Duration = Duration::from_millis(100);
+/// Of so many new files a thread of its own is worth its start.
+const NEW_A_THREAD: usize = 32;
 
 /// Reads one source, again and again: a file that did not change is neither read nor parsed twice.
 #[derive(Debug)]
@@ -128,9 +131,8 @@ impl Loader {
         self.totals = Totals::default();
         self.young.clear();
         let mut before = std::mem::take(&mut self.files);
-        for (path, found) in walk.files {
-            let known = before.remove(&path);
-            let reading = file::read(&path, found, known, unsettled);
+        let files = walk.files.into_iter().map(|(path, found)| (before.remove(&path), path, found));
+        for (path, reading) in read_all(files.collect(), unsettled) {
             self.keep(path, reading);
         }
         self.collect()
@@ -193,6 +195,35 @@ impl Loader {
         let youngest = stamps.map(|stamp| stamp.age(now)).min()?;
         QUIET.checked_sub(youngest).filter(|left| !left.is_zero())
     }
+}
+
+/// Reads files, in their order. Many that are new are read by as many threads as the host runs at once: of a thousand, parsing
+/// takes a tenth of a second, and a stead that begins does nothing before it has read them all.
+fn read_all(files: Vec<(Option<Cached>, PathBuf, Found)>, unsettled: &Unsettled<'_>) -> Vec<(PathBuf, Reading)> {
+    let new = files.iter().filter(|(known, ..)| known.is_none()).count();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(new / NEW_A_THREAD);
+    let queue = Mutex::new(files.into_iter().enumerate());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut readings = Vec::new();
+        while let Some((place, (known, path, found))) = next() {
+            let reading = file::read(&path, found, known, unsettled);
+            readings.push((place, path, reading));
+        }
+        readings
+    };
+    let mut readings = std::thread::scope(|scope| {
+        // Where no thread can be had, the others do its share.
+        let others: Vec<_> =
+            (1..threads).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let mut readings = work();
+        for other in others {
+            readings.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        readings
+    });
+    readings.sort_unstable_by_key(|(place, ..)| *place);
+    readings.into_iter().map(|(_, path, reading)| (path, reading)).collect()
 }
 
 /// Reads a text as a file of this name would be: for `stead validate -` and for tests.

@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::desired::FileId;
@@ -26,6 +26,39 @@ pub struct ProcessHandle {
     pub identity: ProcessIdentity,
     /// Its pidfd; `None` on a host that is simulated.
     pub pidfd: Option<Arc<OwnedFd>>,
+    /// The connection by which it was told to listen: whoever asks it something next need not make another, which would cost
+    /// the VMM a turn of its own.
+    pub line: Option<Arc<Line>>,
+}
+
+impl ProcessHandle {
+    /// The same process, for whoever keeps it: a VMM has room for a few connections only.
+    #[must_use]
+    pub fn without_line(self) -> Self {
+        Self { line: None, ..self }
+    }
+}
+
+/// A connection on which nothing was said yet, to a socket and the process that listens there. Ends with its last owner.
+#[derive(Debug)]
+pub struct Line {
+    socket: PathBuf,
+    stream: Mutex<Option<OwnedFd>>,
+}
+
+impl Line {
+    /// A connection to this socket.
+    pub fn new(socket: &Path, stream: OwnedFd) -> Self {
+        Self { socket: socket.to_owned(), stream: Mutex::new(Some(stream)) }
+    }
+
+    /// The connection, for the first who wants one to this socket.
+    pub fn take(&self, socket: &Path) -> Option<OwnedFd> {
+        if self.socket != socket {
+            return None;
+        }
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl fmt::Debug for ProcessHandle {
@@ -236,6 +269,12 @@ pub trait HostView: devices::DeviceView {
     /// in memory may say no, which spares two changes of thread a turn.
     fn may_block(&self) -> bool {
         true
+    }
+
+    /// How many questions it was asked so far, where that is counted: each call below but [`HostView::now`] is one, and takes
+    /// one to some twenty system calls.
+    fn looks(&self) -> u64 {
+        0
     }
 
     /// The present moment.

@@ -1,6 +1,6 @@
 //! The join of all facts about one VM, and about all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub struct Shared {
     /// Whether so many VMs are looked at that listing all of the host's taps costs less than asking for each.
     many: bool,
     run_entries: OnceLock<Result<Vec<String>, String>>,
-    taps: OnceLock<Result<Vec<Tap>, String>>,
+    taps: OnceLock<Result<HashMap<String, Tap>, String>>,
     loops: OnceLock<Result<Vec<LoopDevice>, String>>,
     trash: OnceLock<Result<Vec<String>, String>>,
 }
@@ -51,8 +51,9 @@ impl Shared {
         if !self.many {
             return view.tap(name).map_err(|error| error.to_string());
         }
-        let all = self.taps.get_or_init(|| view.taps().map_err(|error| error.to_string())).as_ref();
-        Ok(all?.iter().find(|tap| tap.name == name).cloned())
+        let by_name = |taps: Vec<Tap>| taps.into_iter().map(|tap| (tap.name.clone(), tap)).collect();
+        let all = self.taps.get_or_init(|| view.taps().map(by_name).map_err(|error| error.to_string())).as_ref();
+        Ok(all?.get(name).cloned())
     }
 
     /// Every loop device.
@@ -92,7 +93,7 @@ impl Looker<'_> {
         let sockets = self.sockets(name, record.handles(), shared);
         let cgroup = self.look_at_cgroup(name);
         let members = cgroup.present().map_or(&[][..], |cgroup| &cgroup.processes);
-        let process = process::find(
+        let mut process = process::find(
             self.view,
             &process::Search {
                 uid,
@@ -109,6 +110,10 @@ impl Looker<'_> {
             Fact::Present(vmm) => self.ask_guest(name, record.handles(), vmm),
             Fact::Absent | Fact::Unknown(_) => Guest::NoVmm,
         };
+        if let Fact::Present(vmm) = &mut process {
+            // What was asked with it is answered, and what is observed is kept.
+            vmm.process.line = None;
+        }
         let exit = self.exit_of(record.handles(), cached.process.as_ref(), &process, &boot_id);
         let lived = record.handles().map(|handles| handles.incarnation);
         let exit_message = cached.start_error.filter(|(of, _)| Some(*of) == lived).map(|(_, message)| message);

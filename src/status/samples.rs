@@ -28,7 +28,7 @@ pub(crate) fn gone() -> ObservedVm {
 pub(crate) fn alive_with(guest: Guest) -> ObservedVm {
     let identity = ProcessIdentity { pid: 4711, start_time: 1, pidfd_inode: None };
     let process = VmmProcess {
-        process: ProcessHandle { identity, pidfd: None },
+        process: ProcessHandle { identity, pidfd: None, line: None },
         incarnation: Incarnation(3),
         vmm: VmmKind::Firecracker,
     };

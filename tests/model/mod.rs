@@ -42,7 +42,7 @@ pub fn uid(name: &VmName) -> VmUid {
 pub fn process(incarnation: Incarnation, vmm: VmmKind) -> VmmProcess {
     let pid = 1_000 + i32::try_from(incarnation.0).unwrap();
     let identity = ProcessIdentity { pid, start_time: 5, pidfd_inode: Some(10_000 + incarnation.0) };
-    VmmProcess { process: ProcessHandle { identity, pidfd: None }, incarnation, vmm }
+    VmmProcess { process: ProcessHandle { identity, pidfd: None, line: None }, incarnation, vmm }
 }
 
 pub fn nothing(name: &VmName) -> ObservedVm {

@@ -31,7 +31,7 @@ impl Walk {
                 return self.hidden.push(format!("the folder {} cannot be listed: {error}", folder.display()));
             }
         };
-        entries.sort_by_key(std::fs::DirEntry::file_name);
+        entries.sort_by_cached_key(std::fs::DirEntry::file_name);
         for entry in entries {
             let name = entry.file_name();
             let below = below.join(&name);

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use nix::libc;
 
+use super::kernel_files;
 use crate::host::devices::{Cgroup, CgroupFacts, CgroupLimits};
 
 /// The controllers that limit a VM.
@@ -22,7 +23,7 @@ impl Cgroups {
     /// What the host's cgroups can do.
     pub(super) fn facts(&self) -> Result<CgroupFacts, String> {
         let root = self.root()?;
-        let known = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        let known = kernel_files::read_text(root.join("cgroup.controllers")).unwrap_or_default();
         let has = |name: &&&str| known.split_ascii_whitespace().any(|known| known == **name);
         let missing: Vec<&str> = CONTROLLERS.iter().filter(|name| !has(name)).copied().collect();
         let no_limits = (!missing.is_empty()).then(|| {
@@ -35,7 +36,8 @@ impl Cgroups {
     /// Where cgroup2 is mounted as a whole and may be written to.
     fn root(&self) -> Result<&Path, String> {
         let root = self.root.get_or_init(|| {
-            let mounts = fs::read("/proc/self/mountinfo").map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
+            let mounts =
+                kernel_files::read("/proc/self/mountinfo").map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
             let root = super::proc::cgroup2_mount(&mounts).ok_or("no cgroup v2 hierarchy is mounted here")?;
             match rustix::fs::access(&root, rustix::fs::Access::WRITE_OK) {
                 Ok(()) => Ok(root),
@@ -61,19 +63,20 @@ impl Cgroups {
             return Ok(None);
         }
         let folder = self.folder(path)?;
-        let read = |file: &str| match fs::read_to_string(folder.join(file)) {
+        let read = |file: &str| match kernel_files::read_text(folder.join(file)) {
             Ok(text) => Ok(Some(text)),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
         };
-        let (Some(processes), Some(events)) = (read("cgroup.procs")?, read("cgroup.events")?) else { return Ok(None) };
+        let Some(processes) = read("cgroup.procs")? else { return Ok(None) };
+        let processes: Vec<i32> = processes.lines().filter_map(|pid| pid.parse().ok()).collect();
+        // One with nobody in it may have somebody below it.
+        let populated = !processes.is_empty() || {
+            let Some(events) = read("cgroup.events")? else { return Ok(None) };
+            events.lines().any(|line| line == "populated 1")
+        };
         let limit = |file: &str| Ok::<_, io::Error>(read(file)?.map(|text| text.trim().to_owned()));
-        Ok(Some(Cgroup {
-            processes: processes.lines().filter_map(|pid| pid.parse().ok()).collect(),
-            populated: events.lines().any(|line| line == "populated 1"),
-            cpu_max: limit("cpu.max")?,
-            memory_max: limit("memory.max")?,
-        }))
+        Ok(Some(Cgroup { processes, populated, cpu_max: limit("cpu.max")?, memory_max: limit("memory.max")? }))
     }
 
     /// The names of the cgroups right below one.
@@ -144,9 +147,9 @@ impl Cgroups {
         Ok(is_new)
     }
 
-    /// The file through which a child joins a cgroup.
-    pub(super) fn door(&self, path: &str) -> io::Result<fs::File> {
-        fs::OpenOptions::new().write(true).open(self.folder(path)?.join("cgroup.procs"))
+    /// A cgroup, for a child to be born in.
+    pub(super) fn open(&self, path: &str) -> io::Result<fs::File> {
+        fs::File::open(self.folder(path)?)
     }
 
     /// Kills every process in a cgroup and below it.
@@ -197,10 +200,13 @@ impl Cgroups {
 /// Lets the cgroups below a folder have the controllers, as far as it has them itself. Where it may not, there are no limits.
 fn hand_down(folder: &Path) {
     let file = folder.join("cgroup.subtree_control");
-    let enabled = fs::read_to_string(&file).unwrap_or_default();
+    let words = |file: &Path| kernel_files::read_text(file).unwrap_or_default();
+    let (known, enabled) = (words(&folder.join("cgroup.controllers")), words(&file));
+    let has = |words: &str, name: &str| words.split_ascii_whitespace().any(|word| word == name);
     for name in CONTROLLERS {
-        if !enabled.split_ascii_whitespace().any(|known| known == name) {
-            // One at a time: one that is missing would keep the other out.
+        // To ask for one that is not there takes the kernel five milliseconds to refuse.
+        if has(&known, name) && !has(&enabled, name) {
+            // One at a time: one that cannot be had would keep the other out.
             let _ = tell(&file, &format!("+{name}"));
         }
     }

@@ -12,46 +12,57 @@ use crate::host::devices::{
 
 impl DeviceView for LinuxHost {
     fn device_mapper(&self) -> Result<(), String> {
+        self.count_look();
         device_mapper::usable()
     }
 
     fn dm_device(&self, name: &str) -> io::Result<Option<DmDevice>> {
+        self.count_look();
         device_mapper::one(name)
     }
 
     fn dm_devices(&self) -> io::Result<Vec<DmDevice>> {
+        self.count_look();
         device_mapper::all()
     }
 
     fn loop_device(&self, device: &str) -> io::Result<Option<LoopDevice>> {
+        self.count_look();
         loops::one(device)
     }
 
     fn loop_devices(&self) -> io::Result<Vec<LoopDevice>> {
+        self.count_look();
         loops::all()
     }
 
     fn holders(&self, device: &str) -> io::Result<Vec<Holder>> {
+        self.count_look();
         holders::of_device(device)
     }
 
     fn tap_holders(&self) -> io::Result<Vec<(String, Holder)>> {
+        self.count_look();
         holders::of_taps()
     }
 
     fn image(&self, path: &Path) -> io::Result<Option<ImageIdentity>> {
+        self.count_look();
         images::identify(path)
     }
 
     fn cgroup_facts(&self) -> Result<CgroupFacts, String> {
+        self.count_look();
         self.cgroups.facts()
     }
 
     fn cgroup(&self, path: &str) -> io::Result<Option<Cgroup>> {
+        self.count_look();
         self.cgroups.one(path)
     }
 
     fn child_cgroups(&self, path: &str) -> io::Result<Vec<String>> {
+        self.count_look();
         self.cgroups.children(path)
     }
 }

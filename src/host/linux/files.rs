@@ -58,7 +58,9 @@ pub(super) fn read_state_file(path: &Path) -> Result<Option<Vec<u8>>, StateFileE
 
 /// Why a file cannot be believed, if so.
 fn distrust(metadata: &fs::Metadata) -> Option<String> {
-    let own = geteuid().as_raw();
+    // Whose rights a process has it is told at its start: stead never changes them.
+    static OWN: OnceLock<u32> = OnceLock::new();
+    let own = *OWN.get_or_init(|| geteuid().as_raw());
     let mode = metadata.mode() & 0o7777;
     if !metadata.is_file() {
         Some("is not a regular file".to_owned())

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::proc::{self, DeviceNumber as Number};
-use super::process;
+use super::{kernel_files, process};
 use crate::host::devices::Holder;
 
 /// The most that are named in an error.
@@ -28,7 +28,7 @@ pub(super) fn of_device(device: &str) -> io::Result<Vec<Holder>> {
         return Ok(Vec::new());
     }
     let mut holders = in_the_kernel(device, &numbers)?;
-    let dm_name = fs::read_to_string(format!("/sys/block/{device}/dm/name")).unwrap_or_default();
+    let dm_name = kernel_files::read_text(format!("/sys/block/{device}/dm/name")).unwrap_or_default();
     let sources = [format!("/dev/{device}"), format!("/dev/mapper/{}", dm_name.trim_end())];
     let mut namespaces = BTreeSet::new();
     for pid in sorted_pids()? {
@@ -41,7 +41,7 @@ pub(super) fn of_device(device: &str) -> io::Result<Vec<Holder>> {
         if !namespaces.insert(namespace) {
             continue;
         }
-        let mounts = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        let mounts = kernel_files::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         if let Some(place) = proc::mount_of(&String::from_utf8_lossy(&mounts), &numbers, &sources) {
             holders.push(Holder { pid, command: format!("{}, which has it mounted at {place}", command(pid)) });
         }
@@ -101,25 +101,25 @@ fn numbers_of(device: &str) -> io::Result<BTreeSet<Number>> {
 }
 
 fn number_in(file: &Path) -> Option<Number> {
-    proc::device_number(fs::read_to_string(file).ok()?.trim_end())
+    proc::device_number(kernel_files::read_text(file).ok()?.trim_end())
 }
 
 /// What in the kernel lies on it. No process has it open for these.
 fn in_the_kernel(device: &str, numbers: &BTreeSet<Number>) -> io::Result<Vec<Holder>> {
     let mut commands = Vec::new();
     for name in super::files::list_folder(Path::new(&format!("/sys/block/{device}/holders")))? {
-        let dm_name = fs::read_to_string(format!("/sys/block/{name}/dm/name")).unwrap_or_default();
+        let dm_name = kernel_files::read_text(format!("/sys/block/{name}/dm/name")).unwrap_or_default();
         let dm_name = dm_name.trim_end();
         commands.push(if dm_name.is_empty() { name } else { format!("{name}, named {dm_name}") });
     }
     // A loop device on a block device is not among its `holders`.
     for name in super::files::list_folder(Path::new("/sys/block"))? {
-        let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).unwrap_or_default();
+        let backing = kernel_files::read_text(format!("/sys/block/{name}/loop/backing_file")).unwrap_or_default();
         if is_one_of(Path::new(backing.trim_end()), numbers) {
             commands.push(name);
         }
     }
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let swaps = kernel_files::read_text("/proc/swaps").unwrap_or_default();
     let mut files = swaps.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
     if files.any(|file| is_one_of(Path::new(file), numbers)) {
         commands.push("swap".to_owned());

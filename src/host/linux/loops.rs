@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc::{self, O_NONBLOCK};
 
-use super::holders;
+use super::{holders, kernel_files};
 use crate::desired::FileId;
 use crate::host::devices::{LoopDevice, LoopRequest, SECTOR};
 
@@ -349,7 +349,7 @@ fn open(number: u32, write: bool) -> io::Result<Option<File>> {
 fn open_unbound(number: u32, write: bool) -> io::Result<Option<File>> {
     let Some(file) = open(number, write)? else { return Ok(None) };
     let rdev = file.metadata()?.rdev();
-    match fs::read_to_string(sysfs(number).join("dev")) {
+    match kernel_files::read_text(sysfs(number).join("dev")) {
         Ok(dev) if dev.trim_end() == format!("{}:{}", libc::major(rdev), libc::minor(rdev)) => Ok(Some(file)),
         Ok(_) => Err(misnamed(number)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -364,7 +364,7 @@ fn misnamed(number: u32) -> io::Error {
 
 fn describe(number: u32, info: &LoopInfo64) -> LoopDevice {
     // Gone if it was freed since: then the path is of no use either.
-    let path = fs::read(sysfs(number).join("loop/backing_file")).unwrap_or_default();
+    let path = kernel_files::read(sysfs(number).join("loop/backing_file")).unwrap_or_default();
     let path = path.strip_suffix(b"\n").unwrap_or(&path);
     LoopDevice {
         device: format!("loop{number}"),

@@ -8,6 +8,7 @@
     reason = "ioctls, pre_exec and registering a pidfd have no safe form; each block says why it is sound"
 )]
 
+mod birth;
 mod cgroup;
 mod clock;
 pub mod conversation;
@@ -20,6 +21,7 @@ mod holders;
 mod http;
 mod images;
 mod io_thread;
+mod kernel_files;
 mod lock;
 mod logs;
 mod loops;
@@ -35,6 +37,7 @@ mod vmm_client;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{
@@ -66,6 +69,7 @@ pub struct LinuxHost {
     io: io_thread::IoThread,
     tap_removal: tap_removal::TapRemover,
     cgroups: cgroup::Cgroups,
+    looks: AtomicU64,
 }
 
 impl LinuxHost {
@@ -83,68 +87,91 @@ impl LinuxHost {
             io: io_thread::IoThread::default(),
             tap_removal: tap_removal::TapRemover::default(),
             cgroups: cgroup::Cgroups::default(),
+            looks: AtomicU64::default(),
         })
+    }
+
+    fn count_look(&self) {
+        self.looks.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl HostView for LinuxHost {
+    fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> Now {
         self.clock.now()
     }
 
     fn read_state_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
+        self.count_look();
         files::read_state_file(path)
     }
 
     fn list_folder(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.count_look();
         files::list_folder(path)
     }
 
     fn file_stamp(&self, path: &Path) -> io::Result<Option<FileStamp>> {
+        self.count_look();
         files::stamp(path)
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.count_look();
         files::exists(path)
     }
 
     fn file_id(&self, path: &Path) -> io::Result<Option<FileId>> {
+        self.count_look();
         files::file_id(path)
     }
 
     fn check_access(&self, path: &Path, write: bool) -> io::Result<()> {
+        self.count_look();
         files::check_access(path, write)
     }
 
     fn socket_peer(&self, socket: &Path) -> SocketPeer {
+        self.count_look();
         peer::socket_peer(socket)
     }
 
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
+        self.count_look();
         process::open(pid)
     }
 
     fn is_alive(&self, process: &ProcessHandle) -> bool {
+        self.count_look();
         process::is_alive(process)
     }
 
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
+        self.count_look();
         process::inspect(process)
     }
 
     fn probe_lock(&self, lock: &Path) -> LockProbe {
+        self.count_look();
         lock::probe(lock)
     }
 
     fn scan_processes(&self) -> io::Result<Vec<(i32, String)>> {
+        self.count_look();
         process::scan()
     }
 
     fn exit_status(&self, process: &ProcessHandle) -> ExitStatus {
+        self.count_look();
         self.exits.status(process)
     }
 
     fn watch_exit(&self, process: &ProcessHandle, on_exit: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        self.count_look();
         self.exits.watch(&self.io, process, on_exit)
     }
 
@@ -155,22 +182,27 @@ impl HostView for LinuxHost {
         peer: &ProcessHandle,
         bound: Duration,
     ) -> Result<GuestState, VmmError> {
+        self.count_look();
         vmm_client::query(vmm, api_socket, peer, bound)
     }
 
     fn taps(&self) -> io::Result<Vec<Tap>> {
+        self.count_look();
         tap::all(&self.io)
     }
 
     fn tap(&self, name: &str) -> io::Result<Option<Tap>> {
+        self.count_look();
         tap::one(&self.io, name)
     }
 
     fn host_facts(&self) -> HostFacts {
+        self.count_look();
         self.facts.get(&self.cgroups)
     }
 
     fn program_version(&self, vmm: VmmKind, program: &Program) -> Option<String> {
+        self.count_look();
         self.facts.version(vmm, &program.path)
     }
 }

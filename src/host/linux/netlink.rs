@@ -4,8 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::{Handle, LinkGetRequest, LinkMessageBuilder, LinkUnspec};
 
 use super::io_thread::IoThread;
 
@@ -48,20 +48,28 @@ where
     })?
 }
 
+/// A question about interfaces, without their statistics: those are most of an answer, and most of what it takes the kernel
+/// and the library.
+fn get(handle: &Handle) -> LinkGetRequest {
+    let mut request = handle.link().get();
+    request.message_mut().attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    request
+}
+
 /// The interface of this name.
 pub(super) async fn by_name(handle: &Handle, name: &str) -> io::Result<Option<Link>> {
-    first(handle.link().get().match_name(name.to_owned()).execute()).await
+    first(get(handle).match_name(name.to_owned()).execute()).await
 }
 
 /// The interface of this index.
 pub(super) async fn by_index(handle: &Handle, index: u32) -> io::Result<Option<Link>> {
-    first(handle.link().get().match_index(index).execute()).await
+    first(get(handle).match_index(index).execute()).await
 }
 
 /// Every interface.
 pub(super) async fn all(handle: &Handle) -> io::Result<Vec<Link>> {
     let mut links = Vec::new();
-    let mut replies = std::pin::pin!(handle.link().get().execute());
+    let mut replies = std::pin::pin!(get(handle).execute());
     while let Some(reply) = replies.next().await {
         links.push(read(reply.map_err(into_io)?));
     }

@@ -3,13 +3,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as nix_connect, getsockopt, socket};
 
 use super::process;
-use crate::host::{ProcessHandle, SocketPeer};
+use crate::host::{Line, ProcessHandle, SocketPeer};
 
 /// A connection that was made, or why there is none.
 pub(super) enum Connected {
@@ -46,7 +47,13 @@ pub(super) fn connect(path: &Path) -> Connected {
 /// Who listens on the socket at this path.
 pub(super) fn socket_peer(path: &Path) -> SocketPeer {
     match connect(path) {
-        Connected::To(fd) => peer_of(path, &fd),
+        Connected::To(fd) => match peer_of(path, &fd) {
+            SocketPeer::Listener(process) => {
+                let line = Some(Arc::new(Line::new(path, fd)));
+                SocketPeer::Listener(ProcessHandle { line, ..process })
+            }
+            nobody => nobody,
+        },
         Connected::NoSocket => SocketPeer::NoSocket,
         Connected::Refused => SocketPeer::NobodyListens,
         Connected::Full => SocketPeer::Unknown("its queue of connections is full".to_owned()),
@@ -66,7 +73,7 @@ pub(super) fn is_at_end_of(fd: &OwnedFd, process: &ProcessHandle) -> bool {
 /// Who listens at the other end of this connection to `path`.
 pub(super) fn peer_of(path: &Path, fd: &OwnedFd) -> SocketPeer {
     let pinned = match getsockopt(fd, PeerPidfd) {
-        Ok(pidfd) => pid_of(&pidfd).map(|pid| pid.map(|pid| (pid, pidfd))),
+        Ok(pidfd) => pid_of(fd).map(|pid| pid.map(|pid| (pid, pidfd))),
         // The process is gone, and reaped; nobody can be named.
         Err(Errno::ESRCH | Errno::ENODATA | Errno::EINVAL) => Ok(None),
         // Before Linux 6.5.
@@ -85,21 +92,20 @@ pub(super) fn peer_of(path: &Path, fd: &OwnedFd) -> SocketPeer {
     }
 }
 
-/// The pid behind a pidfd, from `/proc/self/fdinfo` (pidfd_open(2)); `None` when it has been reaped.
-fn pid_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    match super::proc::pidfd_pid(&info) {
-        Some(0) => Err(io::Error::other("the listener is in a pid namespace that cannot be seen from here")),
-        Some(pid) if pid > 0 => Ok(Some(pid)),
-        _ => Ok(None),
+/// The pid that the process at the other end has or had: both options tell of one and the same `struct pid`, which the
+/// connection got from its listener (`sk_peer_pid`, net/core/sock.c). Whoever is told it must see that it is not reaped.
+fn pid_of(fd: &OwnedFd) -> io::Result<Option<i32>> {
+    match getsockopt(fd, PeerCredentials)?.pid() {
+        0 => Err(io::Error::other("the listener is in a pid namespace that cannot be seen from here")),
+        pid => Ok((pid > 0).then_some(pid)),
     }
 }
 
 /// By pid, which is pinned and then asked for again: if it is still the listener's after it was pinned, then it was his
 /// when it was pinned, or has been another's all along, whose argument vector tells.
 fn by_credentials(path: &Path, fd: &OwnedFd) -> io::Result<Option<(i32, OwnedFd)>> {
-    let pid = getsockopt(fd, PeerCredentials)?.pid();
-    let Some(number) = (pid > 0).then(|| rustix::process::Pid::from_raw(pid)).flatten() else { return Ok(None) };
+    let Some(pid) = pid_of(fd)? else { return Ok(None) };
+    let Some(number) = rustix::process::Pid::from_raw(pid) else { return Ok(None) };
     let pidfd = match rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
         Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),

@@ -63,11 +63,6 @@ pub fn as_process_id(argument: &[u8]) -> Option<&str> {
     (parsed.hyphenated().to_string() == uuid && number.to_string() == digits).then_some(text)
 }
 
-/// The pid in a pidfd's `fdinfo` (pidfd_open(2)): 0 for one that cannot be seen from here, -1 for one that has been reaped.
-pub fn pidfd_pid(fdinfo: &str) -> Option<i32> {
-    fdinfo.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
-}
-
 /// The interface that an open file of a tun driver is attached to, by its `fdinfo`.
 pub fn tun_interface(fdinfo: &str) -> Option<&str> {
     fdinfo.lines().find_map(|line| line.strip_prefix("iff:\t")).map(str::trim).filter(|name| !name.is_empty())

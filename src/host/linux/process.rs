@@ -4,11 +4,12 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::kernel_files;
 use super::proc::{self, Stat};
 use crate::host::{ProcessHandle, ProcessIdentity, ProcessInfo};
 
@@ -41,7 +42,7 @@ pub(super) fn identify(pid: i32, pidfd: OwnedFd) -> io::Result<Option<ProcessHan
         return Ok(None);
     }
     let identity = ProcessIdentity { pid, start_time, pidfd_inode };
-    Ok(Some(ProcessHandle { identity, pidfd: Some(Arc::new(pidfd)) }))
+    Ok(Some(ProcessHandle { identity, pidfd: Some(Arc::new(pidfd)), line: None }))
 }
 
 /// What `/proc` says of it; `None` when it has ended.
@@ -111,7 +112,7 @@ pub(super) fn numbers() -> io::Result<Vec<i32>> {
 
 /// A file of `/proc/PID`; `None` when the process is gone.
 pub(super) fn read_proc(pid: i32, file: &str) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(format!("/proc/{pid}/{file}")) {
+    match kernel_files::read(format!("/proc/{pid}/{file}")) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // The process ended between open and read.
@@ -122,10 +123,15 @@ pub(super) fn read_proc(pid: i32, file: &str) -> io::Result<Option<Vec<u8>>> {
 
 /// The pidfd's inode where it says which process it is: on pidfs. Elsewhere all pidfds share one.
 fn inode(pidfd: &OwnedFd) -> io::Result<Option<u64>> {
-    if rustix::fs::fstatfs(pidfd)?.f_type != PIDFS_MAGIC {
-        return Ok(None);
-    }
-    Ok(Some(rustix::fs::fstat(pidfd)?.st_ino))
+    // The kernel has it or not, for as long as it runs.
+    static HAS_PIDFS: OnceLock<bool> = OnceLock::new();
+    let has_pidfs = if let Some(known) = HAS_PIDFS.get() {
+        *known
+    } else {
+        let found = rustix::fs::fstatfs(pidfd)?.f_type == PIDFS_MAGIC;
+        *HAS_PIDFS.get_or_init(|| found)
+    };
+    Ok(if has_pidfs { Some(rustix::fs::fstat(pidfd)?.st_ino) } else { None })
 }
 
 /// Whether its number is still its own: nobody has waited for it.

@@ -4,14 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use nix::libc;
-use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
+use rustix::process::geteuid;
 
+use super::birth::{self, Child, Program};
 use super::cgroup::Cgroups;
 use super::{open_files, process};
 use crate::host::{ProcessHandle, SpawnError, SpawnRequest};
@@ -48,54 +47,34 @@ pub(super) fn keep_exit_statuses() {
 /// Starts it. The lock is taken in the child before exec, so that no VMM of this VM ever lives without it.
 pub(super) fn spawn(request: &SpawnRequest, cgroups: &Cgroups) -> Result<ProcessHandle, SpawnError> {
     let failed = |source: io::Error| SpawnError::Failed { program: request.program.clone(), source };
-    alone(|| {
-        let mut command = command(request, cgroups).map_err(failed)?;
-        let child = command.spawn().map_err(|error| {
-            if error.raw_os_error() == Some(LOCK_HELD) {
-                SpawnError::LockHeld(request.lock.clone())
-            } else {
-                failed(error)
-            }
-        })?;
-        // Our copies of its files go before anybody else forks.
-        drop(command);
-        pin(child.id()).map_err(failed)
-    })
+    let child = alone(|| spawn_alone(request, cgroups)).map_err(|error| {
+        if error.raw_os_error() == Some(LOCK_HELD) { SpawnError::LockHeld(request.lock.clone()) } else { failed(error) }
+    })?;
+    // Nobody has waited for it yet, so its number is still its own.
+    let handle = process::identify(child.pid, child.pidfd).map_err(failed)?;
+    let reaped = || super::error(io::ErrorKind::NotFound, "its process was reaped by another");
+    handle.ok_or_else(|| failed(reaped()))
 }
 
-/// The handle of a child that nobody has waited for yet, so that its number is still its own.
-fn pin(pid: u32) -> io::Result<ProcessHandle> {
-    let out_of_range = || super::error(io::ErrorKind::InvalidData, format!("pid {pid}"));
-    let pid = i32::try_from(pid).map_err(|_| out_of_range())?;
-    let pidfd = pidfd_open(Pid::from_raw(pid).ok_or_else(out_of_range)?, PidfdFlags::empty())?;
-    process::identify(pid, pidfd)?
-        .ok_or_else(|| super::error(io::ErrorKind::NotFound, "its process was reaped by another"))
-}
-
-fn command(request: &SpawnRequest, cgroups: &Cgroups) -> io::Result<Command> {
+/// Our copies of its files go before anybody else forks.
+fn spawn_alone(request: &SpawnRequest, cgroups: &Cgroups) -> io::Result<Child> {
     let lock = open(&request.lock, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
     let stdout = open(&request.stdout, OpenOptions::new().append(true).create(true))?;
     let stderr = open(&request.stderr, OpenOptions::new().append(true).create(true))?;
-    #[expect(clippy::disallowed_methods, reason = "this is the room that starts VMMs")]
-    let mut command = Command::new(&request.program);
-    command
-        .args(&request.args)
-        .stdin(Stdio::from(lock))
-        .stdout(Stdio::from(stdout))
-        .stderr(Stdio::from(stderr))
-        // Relative paths and mounts of whoever runs stead are none of the VMM's business, nor are secrets in the environment.
-        .current_dir("/")
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    let door = request.cgroup.as_ref().map(|cgroup| {
-        cgroups.door(cgroup).map_err(|error| super::error(error.kind(), format!("cgroup {cgroup}: {error}")))
+    let cgroup = request.cgroup.as_ref().map(|cgroup| {
+        cgroups.open(cgroup).map_err(|error| super::error(error.kind(), format!("cgroup {cgroup}: {error}")))
     });
-    let door = door.transpose()?;
+    let cgroup = cgroup.transpose()?;
+    let program = Program::new(
+        request.program.as_os_str(),
+        request.args.iter().map(std::ffi::OsString::as_os_str),
+        // Nor are secrets in the environment any of the VMM's business.
+        &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+    )?;
     let open_files = open_files::given();
-    // SAFETY: between fork and exec only async-signal-safe functions may be called (signal-safety(7)); `prepare_child`
-    // makes plain system calls, allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || prepare_child(door.as_ref().map(AsRawFd::as_raw_fd), open_files.as_ref())) };
-    Ok(command)
+    let streams = [lock.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];
+    // SAFETY: `prepare_child` makes plain system calls, allocates nothing and takes no lock.
+    unsafe { birth::spawn(&program, cgroup.as_ref(), || prepare_child(streams, open_files.as_ref())) }
 }
 
 /// Opens a file of the VM's own: a regular file of our user, made if need be.
@@ -112,10 +91,19 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Runs in the child, after fork and before exec. Standard input is the lock by now.
-fn prepare_child(cgroup: Option<RawFd>, open_files: Option<&libc::rlimit>) -> io::Result<()> {
+/// Runs in the child, after fork and before exec. `streams` become its standard input, output and error.
+fn prepare_child(streams: [RawFd; 3], open_files: Option<&libc::rlimit>) -> io::Result<()> {
     // SAFETY: every call is async-signal-safe and gets pointers to live values on this stack only.
     unsafe {
+        for (number, stream) in (0..).zip(streams) {
+            if libc::dup2(stream, number) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // Relative paths and mounts of whoever runs stead are none of the VMM's business.
+        if libc::chdir(c"/".as_ptr()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
         // A session of its own: no terminal's Ctrl-C and no hang-up reaches it.
         if libc::setsid() < 0 {
             return Err(io::Error::last_os_error());
@@ -140,13 +128,7 @@ fn prepare_child(cgroup: Option<RawFd>, open_files: Option<&libc::rlimit>) -> io
         libc::umask(0o077);
         take_lock()?;
         write_pid();
-        // 0 is whoever writes it. Before exec, so that nothing of the VMM ever runs outside.
-        if let Some(cgroup) = cgroup
-            && libc::write(cgroup, b"0".as_ptr().cast(), 1) != 1
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // std's own pipe, through which a failing exec is told, is close-on-exec already and must live until then.
+        // The pipe through which a failing exec is told must live until then.
         let from: libc::c_uint = 3;
         let flag = libc::c_long::from(libc::CLOSE_RANGE_CLOEXEC);
         if libc::syscall(libc::SYS_close_range, from, libc::c_uint::MAX, flag) < 0 {

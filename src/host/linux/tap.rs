@@ -1,5 +1,6 @@
 //! Taps: made by ioctl, tagged and put on a bridge by netlink, kept last (`Documentation/networking/tuntap.rst`).
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -27,7 +28,8 @@ nix::ioctl_write_int_bad!(
 /// Every tap of this network namespace.
 pub(super) fn all(io: &IoThread) -> io::Result<Vec<Tap>> {
     let links = netlink::talk(io, |handle| async move { netlink::all(&handle).await })?;
-    let bridge = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+    let names: HashMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+    let bridge = |index: u32| names.get(&index).map(|name| (*name).to_owned());
     Ok(links.iter().filter(|link| link.is_tun).map(|link| describe(link, link.master.and_then(bridge))).collect())
 }
 

@@ -53,6 +53,10 @@ pub(super) fn command(
 
 /// A connection to the VMM itself, which does not block: whoever else listens at this path is told nothing.
 fn connect(socket: &Path, vmm: &ProcessHandle) -> Result<UnixStream, VmmError> {
+    // Proven by this very connection.
+    if let Some(fd) = vmm.line.as_ref().and_then(|line| line.take(socket)) {
+        return Ok(UnixStream::from(fd));
+    }
     let fd: OwnedFd = match peer::connect(socket) {
         Connected::To(fd) => fd,
         Connected::NoSocket | Connected::Refused => return Err(VmmError::NotListening),

@@ -198,7 +198,7 @@ impl HostOps for SimHost {
             world.needs_record("process", &uid);
             let identity = world.spawn(request, Some(number))?;
             world.one_vmm(identity.pid);
-            Ok(ProcessHandle { identity, pidfd: None })
+            Ok(ProcessHandle { identity, pidfd: None, line: None })
         });
         spawned.map_err(|source| SpawnError::Failed { program: request.program.clone(), source })
     }

@@ -40,6 +40,10 @@ impl HostView for SimHost {
         self.has_threads
     }
 
+    fn looks(&self) -> u64 {
+        self.looks() as u64
+    }
+
     fn now(&self) -> Now {
         self.look(|world| {
             let boot_ms = world.now();
@@ -88,7 +92,9 @@ impl HostView for SimHost {
     fn socket_peer(&self, socket: &Path) -> SocketPeer {
         let seen = self.see(|world| match world.files.at(socket) {
             Some(Node::Socket(_)) => match world.listener(socket) {
-                Some(process) => SocketPeer::Listener(ProcessHandle { identity: process.identity, pidfd: None }),
+                Some(process) => {
+                    SocketPeer::Listener(ProcessHandle { identity: process.identity, pidfd: None, line: None })
+                }
                 None => SocketPeer::NobodyListens,
             },
             Some(_) => SocketPeer::NobodyListens,
@@ -99,7 +105,7 @@ impl HostView for SimHost {
 
     fn open_process(&self, pid: i32) -> io::Result<Option<ProcessHandle>> {
         let found = self.look(|world| world.processes.get(&pid).map(|process| process.identity));
-        Ok(found.map(|identity| ProcessHandle { identity, pidfd: None }))
+        Ok(found.map(|identity| ProcessHandle { identity, pidfd: None, line: None }))
     }
 
     fn is_alive(&self, process: &ProcessHandle) -> bool {

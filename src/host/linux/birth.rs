@@ -1,0 +1,242 @@
+//! A child that is in its cgroup from its first moment: clone3(2) with `CLONE_INTO_CGROUP`.
+//!
+//! Whoever joins a cgroup later, by writing to `cgroup.procs`, has the kernel stop every fork and every end of a process on the
+//! host until all CPUs have passed a quiet point: five to thirty milliseconds each time, for the child and for everybody
+//! else (`cgroup_threadgroup_rwsem`, kernel/cgroup/cgroup.c). Nobody waits for one that is born there.
+//!
+//! The child has a copy of our memory, so it is not ours while it prepares itself, and says what went wrong through a pipe that
+//! its exec closes.
+
+use std::ffi::{CString, OsStr, c_char, c_int};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::libc;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+
+/// What a child is to become.
+pub(super) struct Program {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    /// This program, its own name first among its arguments, with no environment but `environment`.
+    pub(super) fn new<'a>(
+        path: &'a OsStr,
+        arguments: impl Iterator<Item = &'a OsStr>,
+        environment: &[&str],
+    ) -> io::Result<Self> {
+        let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+        Ok(Self {
+            path: c_string(path)?,
+            arguments: std::iter::once(path).chain(arguments).map(c_string).collect::<io::Result<_>>()?,
+            environment: environment.iter().map(OsStr::new).map(c_string).collect::<io::Result<_>>()?,
+        })
+    }
+}
+
+/// A child of ours that nobody has waited for yet.
+pub(super) struct Child {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+}
+
+/// How a child is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// In its cgroup at once: Linux 5.7.
+    Cloned,
+    /// Where that cannot be, or a filter of system calls does not let us.
+    Forked,
+}
+
+/// Starts `program` in the cgroup of this folder. `prepare` runs in the child, before the program.
+///
+/// # Safety
+/// Of a process with threads, the child may make only calls that are async-signal-safe (signal-safety(7)): `prepare` allocates
+/// nothing, takes no lock, and does not panic.
+///
+/// # Errors
+/// That of the program's exec, of `prepare`, of joining the cgroup, or of making a child at all.
+pub(super) unsafe fn spawn(
+    program: &Program,
+    cgroup: Option<&File>,
+    prepare: impl Fn() -> io::Result<()>,
+) -> io::Result<Child> {
+    // SAFETY: as the caller promises.
+    match unsafe { spawn_by(Way::Cloned, program, cgroup, &prepare) } {
+        // In this order: an old kernel, a filter, flags and a size of arguments that an old kernel does not know.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG)) => {
+            // SAFETY: as the caller promises.
+            unsafe { spawn_by(Way::Forked, program, cgroup, &prepare) }
+        }
+        result => result,
+    }
+}
+
+/// # Safety
+/// As for [`spawn`].
+unsafe fn spawn_by(
+    way: Way,
+    program: &Program,
+    cgroup: Option<&File>,
+    prepare: &impl Fn() -> io::Result<()>,
+) -> io::Result<Child> {
+    let pointers = |texts: &[CString]| -> Vec<*const c_char> {
+        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    // Before the fork: the child allocates nothing.
+    let (arguments, environment) = (pointers(&program.arguments), pointers(&program.environment));
+    let (mut told, tell) = io::pipe()?;
+    let cgroup = cgroup.map(AsRawFd::as_raw_fd);
+    let mut pidfd: RawFd = -1;
+    // SAFETY: what follows in the child is async-signal-safe.
+    let pid = match way {
+        Way::Cloned => unsafe { clone_into(cgroup, &mut pidfd) },
+        Way::Forked => unsafe { libc::fork() },
+    };
+    if pid == 0 {
+        let joined = match cgroup {
+            // SAFETY: an open folder of the caller's.
+            Some(folder) if way == Way::Forked => unsafe { join(folder) },
+            _ => Ok(()),
+        };
+        let error = joined.and_then(|()| prepare()).err().unwrap_or_else(|| {
+            // SAFETY: both arrays end with a null and point to strings that live.
+            unsafe { libc::execve(program.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+            io::Error::last_os_error()
+        });
+        let number = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
+        // SAFETY: a buffer of our own with its length; `_exit` runs nothing of what the parent would have run at its end.
+        unsafe {
+            libc::write(tell.as_raw_fd(), number.as_ptr().cast(), number.len());
+            libc::_exit(127);
+        }
+    }
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pidfd = match way {
+        // SAFETY: the kernel made it for us, and nobody else knows of it.
+        Way::Cloned => unsafe { OwnedFd::from_raw_fd(pidfd) },
+        Way::Forked => pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?,
+    };
+    drop(tell);
+    let mut number = [0; size_of::<c_int>()];
+    match told.read_exact(&mut number) {
+        Ok(()) => {
+            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            Err(io::Error::from_raw_os_error(c_int::from_ne_bytes(number)))
+        }
+        // Closed by its exec, or because somebody killed it: whoever looks at it finds out.
+        Err(_) => Ok(Child { pid, pidfd }),
+    }
+}
+
+/// clone3(2): the pid in the parent, 0 in the child, and -1 with errno set.
+///
+/// # Safety
+/// As for fork(2).
+unsafe fn clone_into(cgroup: Option<RawFd>, pidfd: &mut RawFd) -> libc::pid_t {
+    let flag = |flag: c_int| u64::from(flag.cast_unsigned());
+    // SAFETY: a structure of plain numbers, for which zeros mean that nothing is asked for.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // Handlers are ours, and would write to pipes that we share until the exec.
+    arguments.flags = flag(libc::CLONE_PIDFD) | CLONE_CLEAR_SIGHAND;
+    arguments.pidfd = std::ptr::from_mut(pidfd).addr() as u64;
+    arguments.exit_signal = flag(libc::SIGCHLD);
+    if let Some(folder) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = flag(folder);
+    }
+    // SAFETY: the kernel reads as many bytes as it is told, and writes to `pidfd`, which lives.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    libc::pid_t::try_from(pid).unwrap_or(-1)
+}
+
+/// `CLONE_CLEAR_SIGHAND` and `CLONE_INTO_CGROUP` of linux/sched.h. They do not fit the type that the library gives them.
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// Joins the cgroup of this folder.
+///
+/// # Safety
+/// Async-signal-safe.
+unsafe fn join(folder: RawFd) -> io::Result<()> {
+    // SAFETY: plain system calls with strings that live.
+    unsafe {
+        let procs = libc::openat(folder, c"cgroup.procs".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        // 0 is whoever writes it.
+        if procs < 0 || libc::write(procs, c"0".as_ptr().cast(), 1) != 1 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::close(procs);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Program {
+        let arguments = ["-c", script].map(OsStr::new);
+        Program::new(OsStr::new("/bin/sh"), arguments.into_iter(), &["NAME=value"]).unwrap()
+    }
+
+    fn wait(child: &Child) -> Option<i32> {
+        waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap().exit_status()
+    }
+
+    #[test]
+    fn both_ways_start_the_program_with_its_arguments_and_nothing_else_around_it() {
+        for way in [Way::Cloned, Way::Forked] {
+            let script = r#"[ "$NAME" = value ] && [ -z "$HOME" ] && exit 7"#;
+            // SAFETY: it does nothing.
+            let child = unsafe { spawn_by(way, &shell(script), None, &|| Ok(())) }.unwrap();
+            assert_eq!(wait(&child), Some(7), "{way:?}");
+        }
+    }
+
+    #[test]
+    fn what_goes_wrong_before_the_program_runs_is_told_and_no_zombie_stays() {
+        let missing = Program::new(OsStr::new("/no/such/program"), [].into_iter(), &[]).unwrap();
+        for way in [Way::Cloned, Way::Forked] {
+            // SAFETY: it does nothing.
+            let error = unsafe { spawn_by(way, &missing, None, &|| Ok(())) }.err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{way:?}");
+            // SAFETY: an error with a number takes no memory.
+            let refused = || Err(io::Error::from_raw_os_error(libc::EDEADLK));
+            let error = unsafe { spawn_by(way, &shell("exit 0"), None, &refused) }.err().unwrap();
+            assert_eq!(error.raw_os_error(), Some(libc::EDEADLK), "{way:?}");
+        }
+        let own = std::fs::read_to_string("/proc/thread-self/children").expect("a kernel with PROC_CHILDREN");
+        for pid in own.split_ascii_whitespace() {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            assert!(!stat.contains(") Z "), "{stat}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_no_cgroup_is_no_place_to_be_born_in() {
+        let folder = File::open("/").unwrap();
+        for way in [Way::Cloned, Way::Forked] {
+            // SAFETY: it does nothing.
+            assert!(unsafe { spawn_by(way, &shell("exit 0"), Some(&folder), &|| Ok(())) }.is_err(), "{way:?}");
+        }
+    }
+
+    #[test]
+    fn the_pidfd_is_the_childs_and_closed_by_an_exec() {
+        // SAFETY: it does nothing.
+        let child = unsafe { spawn(&shell("exit 3"), None, || Ok(())) }.unwrap();
+        let flags = rustix::io::fcntl_getfd(child.pidfd.as_fd()).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(child.pid > 1);
+        assert_eq!(wait(&child), Some(3));
+    }
+}
