@@ -39,6 +39,8 @@ pub struct Settings {
     pub qemu_accel: QemuAccel,
     /// How many VMs are worked on at once.
     pub parallel: usize,
+    /// How many VMs may be starting at once: from before the VMM is spawned until its guest is seen to run.
+    pub starting: usize,
     /// How long a VMM's API may take to answer.
     pub api_timeout: Duration,
     /// How often everything is looked at again, as a net under all other wakeups.
@@ -73,6 +75,14 @@ impl From<QemuAccel> for crate::vmm::qemu::Accel {
 
 /// Default number of VMs worked on at once: enough that a few slow ones delay nobody, few enough for a small host.
 pub const DEFAULT_PARALLEL: u16 = 16;
+/// Default of [`Settings::starting`] for each CPU.
+const STARTING_A_CPU: usize = 4;
+
+/// Default of [`Settings::starting`] on this host.
+pub fn default_starting() -> usize {
+    STARTING_A_CPU * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Default of [`Settings::resync`].
 pub const DEFAULT_RESYNC: Duration = Duration::from_secs(600);
 /// Default of [`Settings::log_limit`].

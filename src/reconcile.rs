@@ -8,6 +8,7 @@ mod collect;
 mod engine;
 mod passes;
 mod requests;
+mod starts;
 mod upkeep;
 mod worker;
 

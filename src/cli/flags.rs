@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::{CliError, ColorChoice};
-use crate::config::{DEFAULT_PARALLEL, Environment, QemuAccel, Settings, parse_bytes, parse_duration};
+use crate::config::{
+    DEFAULT_PARALLEL, Environment, QemuAccel, Settings, default_starting, parse_bytes, parse_duration,
+};
 use crate::plan::Policy;
 
 /// How log lines look.
@@ -88,6 +90,11 @@ pub struct Flags {
     #[arg(long, env = "STEAD_PARALLEL", hide_env_values = true, global = true, value_name = "N", default_value_t = DEFAULT_PARALLEL)]
     #[arg(hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel: u16,
+
+    /// How many VMs may be starting at once [default: 4 for each CPU]
+    #[arg(long, env = "STEAD_PARALLEL_STARTS", hide_env_values = true, global = true, value_name = "N")]
+    #[arg(hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    parallel_starts: Option<u16>,
 
     /// How long a VMM's API may take to answer
     #[arg(long, env = "STEAD_API_TIMEOUT", hide_env_values = true, global = true, value_name = "TIME", value_parser = parse_duration)]
@@ -178,6 +185,7 @@ impl Flags {
             qemu: self.qemu.clone(),
             qemu_accel: self.qemu_accel,
             parallel: usize::from(self.parallel),
+            starting: self.parallel_starts.map_or_else(default_starting, usize::from),
             api_timeout: self.api_timeout,
             resync: self.resync,
             log_limit: self.log_limit,

@@ -22,7 +22,7 @@ use crate::desired::watch::Watch;
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
-use crate::plan::{AllowPrune, Plan, gates};
+use crate::plan::{AllowPrune, Hold, Plan, gates};
 use crate::state::{GateState, encode};
 use crate::wakeups::{OVERDUE, Reason};
 
@@ -109,10 +109,11 @@ impl Engine {
 
     /// Wakes every VM that is declared, recorded or was seen: the pass that a stead begins with.
     pub(super) fn wake_all(&mut self, reason: Reason) -> Result<(), ReconcileError> {
+        let looks = self.stead().host.looks();
         let recorded = self.recorded()?;
         let woken = self.agenda.wake_all(recorded, reason);
         let Some(only) = self.agenda.only.clone() else {
-            self.passes.begin(reason, Depth::Thorough, Duration::ZERO, woken.len(), woken);
+            self.passes.begin(reason, Depth::Thorough, Duration::ZERO, woken.len(), woken, looks);
             return Ok(());
         };
         // The others get no turn, but they may hold its images.
@@ -135,7 +136,7 @@ impl Engine {
     }
 
     fn pass(&mut self, depth: Depth) -> Result<(), ReconcileError> {
-        let began = Instant::now();
+        let (began, looks) = (Instant::now(), self.stead().host.looks());
         if let (Some(watch), Depth::Thorough) = (&self.watch, depth) {
             watch.cover();
         }
@@ -150,7 +151,7 @@ impl Engine {
             }
             Depth::Quick => (self.agenda.wake_restless(&recorded, Reason::Resync), self.agenda.sightings().count()),
         };
-        self.passes.begin(Reason::Resync, depth, listing, vms, woken);
+        self.passes.begin(Reason::Resync, depth, listing, vms, woken, looks);
         Ok(())
     }
 
@@ -164,7 +165,7 @@ impl Engine {
         self.agenda.wakeups.promote(Instant::now());
         self.upkeep.promote(&self.shared);
         self.see_who_is_stuck();
-        self.passes.tell();
+        self.passes.tell(self.shared.stead.host.looks());
         if self.passes.begin_glance() {
             self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
         }
@@ -264,8 +265,12 @@ impl Engine {
 
     /// The next thing that happens to a VM. May be dropped and called again without losing anything.
     pub(super) async fn event(&mut self) -> Event {
-        let deadlines =
-            [self.agenda.wakeups.next_deadline(), self.agenda.wakeups.next_overdue(), self.upkeep.next_deadline()];
+        let deadlines = [
+            self.agenda.wakeups.next_deadline(),
+            self.agenda.wakeups.next_overdue(),
+            self.upkeep.next_deadline(),
+            worker::lock(&self.shared.starts).next_call(Instant::now()),
+        ];
         let deadline = deadlines.into_iter().flatten().min();
         let deadline = async move {
             match deadline {
@@ -294,7 +299,12 @@ impl Engine {
                 let (name, report) = ended.map_err(ReconcileError::Worker)?;
                 self.changes += report.changes;
                 self.passes.end_turn(&name, report.changes);
-                self.agenda.end_turn(name, *report, Instant::now());
+                let now = Instant::now();
+                let is_starting = report.plan.holds.contains(&Hold::Starting);
+                let is_to_start = worker::is_to_start(&report.plan);
+                worker::lock(&self.shared.starts).end_turn(&name, is_starting, is_to_start, now);
+                self.agenda.end_turn(name, *report, now);
+                self.wake_those_who_may_start(now);
             }
             Event::Looked(observed) => self.agenda.first_look(*observed),
             Event::Exited(name) => self.agenda.wakeups.wake(&name, Reason::Exited),
@@ -313,9 +323,19 @@ impl Engine {
             Event::GaveUp => self.forget_gone(),
             // `dispatch` finds whose it is, as long as turns begin. That somebody is stuck is seen also when none does any
             // more: a deadline that stayed past would wake the loop again and again.
-            Event::Deadline => self.see_who_is_stuck(),
+            Event::Deadline => {
+                self.see_who_is_stuck();
+                self.wake_those_who_may_start(Instant::now());
+            }
         }
         Ok(())
+    }
+
+    /// Those who wait to be started, as far as there is a place for them.
+    fn wake_those_who_may_start(&mut self, now: Instant) {
+        for name in worker::lock(&self.shared.starts).call(now) {
+            self.agenda.wakeups.wake(&name, Reason::Deadline);
+        }
     }
 
     /// Takes in what somebody asked for; the answer follows when it is on record.

@@ -62,6 +62,8 @@ struct Pass {
     turns: usize,
     /// Actions carried out in them.
     changes: usize,
+    /// Questions that the host had been asked when it began.
+    looks: u64,
 }
 
 impl Passes {
@@ -79,13 +81,15 @@ impl Passes {
         listing: Duration,
         vms: usize,
         woken: BTreeSet<VmName>,
+        looks: u64,
     ) {
         if depth == Depth::Thorough {
             self.quick = 0;
         }
         let began = Instant::now() - listing;
         let (glances, glance, turns, changes, waiting) = (false, None, 0, 0, woken);
-        self.under_way = Some(Pass { reason, depth, began, listing, glances, glance, vms, waiting, turns, changes });
+        self.under_way =
+            Some(Pass { reason, depth, began, listing, glances, glance, vms, waiting, turns, changes, looks });
     }
 
     /// Whether it is time for the pass's glance at the host, which is told once: a quick pass begins with it, a thorough one
@@ -118,8 +122,8 @@ impl Passes {
         }
     }
 
-    /// Tells of the pass once it is through.
-    pub(super) fn tell(&mut self) {
+    /// Tells of the pass once it is through, when the host has been asked so many questions.
+    pub(super) fn tell(&mut self, looks: u64) {
         let is_through = |pass: &mut Pass| pass.waiting.is_empty() && pass.glance.is_some();
         let Some(pass) = self.under_way.take_if(is_through) else { return };
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -129,6 +133,7 @@ impl Passes {
             vms = pass.vms,
             turns = pass.turns,
             changes = pass.changes,
+            looks = looks.saturating_sub(pass.looks),
             listing_micros = micros(pass.listing),
             glance_micros = micros(pass.glance.unwrap_or_default()),
             micros = micros(pass.began.elapsed()),

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::agenda::{Report, UNKNOWN_POLL, is_forgotten, wake_after};
+use super::starts::StartLimit;
 use super::{Memory, Progress, Stead, requests};
 use crate::act::{ActError, Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
@@ -34,6 +36,7 @@ pub(super) struct Shared {
     pub(super) memory: Memory,
     pub(super) scan: ProcessScan,
     pub(super) gates: Mutex<GateState>,
+    pub(super) starts: Mutex<StartLimit>,
     /// The process of each VM whose end is watched.
     watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
     exits: mpsc::UnboundedSender<VmName>,
@@ -91,8 +94,10 @@ impl Shared {
             // The loop may have ended before what the VM waited for did.
             let _ = ended.send(name.clone());
         });
+        let starts = Mutex::new(StartLimit::new(stead.settings.starting));
         Self {
             stead,
+            starts,
             memory: Memory::new(wake),
             scan: ProcessScan::default(),
             gates: Mutex::new(gates),
@@ -161,6 +166,10 @@ impl Shared {
                 let under_way = under_way(&plan);
                 return Report { observed, plan, changes, failure, wake, under_way };
             }
+            if let Some(why) = self.has_to_wait(name, &plan) {
+                let wake = wake_after(&plan, &observed, &now);
+                return Report { observed, plan, changes, failure, wake, under_way: Some(why) };
+            }
             match self.carry_out(&observed, &plan, actor, progress, events, &mut changes) {
                 Round::Done => {}
                 Round::Later(why, wake) => {
@@ -182,6 +191,15 @@ impl Shared {
         let plan = VmPlan { actions: Vec::new(), holds: Vec::new(), notes: Vec::new(), wake: None };
         let under_way = Some("it changes faster than it can be settled".to_owned());
         Report { observed, plan, changes, failure, wake: Some(UNKNOWN_POLL), under_way }
+    }
+
+    /// Why the VM is not started yet, though nothing else is to be done first: others are starting.
+    fn has_to_wait(&self, name: &VmName, plan: &VmPlan) -> Option<String> {
+        if !is_to_start(plan) {
+            return None;
+        }
+        let limit = lock(&self.starts).ask(name, Instant::now()).err()?;
+        Some(format!("waits for its turn to start: no more than {limit} VMs start at once"))
     }
 
     fn carry_out(
@@ -303,6 +321,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether the next thing to be done is its start.
+pub(super) fn is_to_start(plan: &VmPlan) -> bool {
+    matches!(plan.actions.first(), Some(Action::Start { .. }))
 }
 
 /// Says what holds the VM back, when that changed.

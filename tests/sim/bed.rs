@@ -72,6 +72,7 @@ impl Bed {
             qemu_accel: QemuAccel::Auto,
             // One at a time: the order of effects is the same each time.
             parallel: 1,
+            starting: 2,
             api_timeout: Duration::from_secs(2),
             resync: Duration::from_secs(600),
             log_limit: 1 << 20,

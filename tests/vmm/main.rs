@@ -15,6 +15,7 @@ mod lifecycle;
 mod network;
 mod saving;
 mod soak;
+mod starts;
 mod strangers;
 mod supervisor;
 mod syscall_faults;

@@ -74,6 +74,7 @@ pub fn settings() -> Settings {
         qemu: "qemu-system-x86_64".into(),
         qemu_accel: stead::config::QemuAccel::Tcg,
         parallel: 4,
+        starting: 16,
         api_timeout: Duration::from_secs(5),
         resync: Duration::from_secs(600),
         log_limit: 1 << 20,

@@ -1,0 +1,194 @@
+//! How many VMs start at once, and who is next.
+//!
+//! A host that boots has all its VMs to start. Started all at once they fight for its CPUs, and the first of them runs when the
+//! last does; `docs/performance.md` has the curve. So only so many are starting at any moment: from before the VMM is
+//! spawned until its guest is seen to run. The others wait in the order in which they asked.
+//!
+//! No clock and no IO: whoever asks says when.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::names::VmName;
+
+/// How long a VM that starts keeps others waiting, at least: one that hangs, or whose guest takes its time, holds up nobody.
+const KEEPS_PLACE: Duration = Duration::from_secs(4);
+/// As much longer at most, by a VM's name: a whole host of VMs that hang makes room one by one, and not all at once.
+const JITTER: Duration = Duration::from_secs(2);
+
+/// Those that start, and those that wait to.
+#[derive(Debug)]
+pub(super) struct StartLimit {
+    limit: usize,
+    /// Until when each keeps its place. Those whose time is over start on, and do not count.
+    starting: BTreeMap<VmName, Instant>,
+    /// Who waits, by the numbers that they drew.
+    waiting: BTreeMap<u64, Waiting>,
+    numbers: BTreeMap<VmName, u64>,
+    drawn: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    name: VmName,
+    /// Whether it was called, and has not asked since.
+    called: bool,
+}
+
+impl StartLimit {
+    /// So many at once.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, starting: BTreeMap::new(), waiting: BTreeMap::new(), numbers: BTreeMap::new(), drawn: 0 }
+    }
+
+    /// Whether this VM may be started now. If not, [`StartLimit::call`] names it when its turn comes.
+    ///
+    /// # Errors
+    /// How many may be starting at once, where it has to wait.
+    pub(super) fn ask(&mut self, name: &VmName, now: Instant) -> Result<(), usize> {
+        if self.starting.contains_key(name) {
+            return Ok(());
+        }
+        let number = self.numbers.get(name).copied().unwrap_or_else(|| {
+            self.drawn += 1;
+            self.numbers.insert(name.clone(), self.drawn);
+            self.drawn
+        });
+        self.waiting.insert(number, Waiting { name: name.clone(), called: false });
+        let free = self.free(now);
+        if !self.waiting.keys().take(free).any(|next| *next == number) {
+            return Err(self.limit);
+        }
+        self.leave_line(name);
+        self.starting.insert(name.clone(), now + keeps_place(name));
+        Ok(())
+    }
+
+    /// A turn of this VM has ended: it is starting or not, and is to be started or not.
+    pub(super) fn end_turn(&mut self, name: &VmName, is_starting: bool, is_to_start: bool, now: Instant) {
+        if is_starting {
+            // An earlier stead may have begun it.
+            self.starting.entry(name.clone()).or_insert_with(|| now + keeps_place(name));
+        } else {
+            self.starting.remove(name);
+        }
+        if !is_to_start {
+            self.leave_line(name);
+        }
+    }
+
+    fn leave_line(&mut self, name: &VmName) {
+        if let Some(number) = self.numbers.remove(name) {
+            self.waiting.remove(&number);
+        }
+    }
+
+    /// Those for whom there is a place by now, each once: to be looked at, which leads to their asking again.
+    pub(super) fn call(&mut self, now: Instant) -> Vec<VmName> {
+        let free = self.free(now);
+        let next = self.waiting.values_mut().take(free).filter(|next| !next.called);
+        next.map(|next| {
+            next.called = true;
+            next.name.clone()
+        })
+        .collect()
+    }
+
+    /// When to call again at the latest, if anybody waits: a place becomes free by itself then.
+    pub(super) fn next_call(&self, now: Instant) -> Option<Instant> {
+        if self.waiting.values().take(self.free(now)).any(|next| !next.called) {
+            return Some(now);
+        }
+        let places = self.starting.values().filter(|until| **until > now);
+        places.min().copied().filter(|_| !self.waiting.is_empty())
+    }
+
+    fn free(&self, now: Instant) -> usize {
+        self.limit.saturating_sub(self.starting.values().filter(|until| **until > now).count())
+    }
+}
+
+/// How long this VM keeps others waiting.
+fn keeps_place(name: &VmName) -> Duration {
+    // FNV-1a: spreads names that differ in one digit.
+    let hash =
+        name.as_str().bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    KEEPS_PLACE + JITTER * (hash >> 24) / 0xff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(number: usize) -> VmName {
+        format!("vm-{number}").parse().unwrap()
+    }
+
+    #[test]
+    fn no_more_start_at_once_than_may_and_the_others_follow_in_their_order() {
+        let now = Instant::now();
+        let mut limit = StartLimit::new(2);
+        let asked: Vec<bool> = (0..5).map(|number| limit.ask(&vm(number), now).is_ok()).collect();
+        assert_eq!(asked, [true, true, false, false, false]);
+        assert_eq!(limit.call(now), []);
+        limit.end_turn(&vm(0), true, false, now);
+        assert_eq!(limit.call(now), [], "it is starting still");
+        limit.end_turn(&vm(0), false, false, now);
+        assert_eq!(limit.next_call(now), Some(now));
+        assert_eq!(limit.call(now), [vm(2)]);
+        assert_eq!((limit.call(now), limit.next_call(now) > Some(now)), (vec![], true), "nobody is called twice");
+        assert_eq!(limit.ask(&vm(9), now), Err(2), "whoever comes later waits, even when there is a place");
+        assert_eq!(limit.ask(&vm(3), now), Err(2), "whoever is not the first in line too");
+        assert_eq!(limit.ask(&vm(2), now), Ok(()));
+        assert_eq!(limit.ask(&vm(2), now), Ok(()), "it has its place until it runs");
+        assert_eq!(limit.call(now), []);
+    }
+
+    #[test]
+    fn who_is_not_to_be_started_any_more_keeps_nobody_waiting() {
+        let now = Instant::now();
+        let mut limit = StartLimit::new(1);
+        (0..3).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 1)));
+        limit.end_turn(&vm(1), false, false, now);
+        limit.end_turn(&vm(2), false, true, now);
+        limit.end_turn(&vm(0), false, false, now);
+        assert_eq!(limit.call(now), [vm(2)]);
+        assert_eq!(limit.ask(&vm(2), now), Ok(()));
+        assert_eq!(limit.next_call(now), None, "nobody waits");
+        limit.end_turn(&vm(2), false, false, now);
+        assert!(limit.waiting.is_empty() && limit.numbers.is_empty() && limit.starting.is_empty());
+    }
+
+    #[test]
+    fn who_was_called_in_vain_is_called_again() {
+        let now = Instant::now();
+        let mut limit = StartLimit::new(1);
+        (0..2).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 1)));
+        limit.end_turn(&vm(0), false, false, now);
+        assert_eq!(limit.call(now), [vm(1)]);
+        // One that an earlier stead began is found meanwhile.
+        limit.end_turn(&vm(7), true, false, now);
+        assert_eq!(limit.ask(&vm(1), now), Err(1));
+        limit.end_turn(&vm(7), false, false, now);
+        assert_eq!(limit.call(now), [vm(1)]);
+    }
+
+    #[test]
+    fn vms_that_hang_while_they_start_make_room_one_by_one() {
+        let now = Instant::now();
+        let mut limit = StartLimit::new(50);
+        (0..100).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 50)));
+        let (mut last, mut called, mut moments) = (now, 0, 0);
+        while let Some(moment) = limit.next_call(last).filter(|_| moments < 200) {
+            assert!(moment > last && moment >= now + KEEPS_PLACE && moment <= now + KEEPS_PLACE + JITTER);
+            (last, moments) = (moment, moments + 1);
+            called += limit.call(moment).len();
+        }
+        assert!(moments > 25, "{moments} moments for 50 VMs");
+        assert_eq!(called, 50);
+        limit.end_turn(&vm(0), true, false, last);
+        assert_eq!(limit.free(last), 50, "one that hangs on does not take its place again");
+    }
+}
