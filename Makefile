@@ -74,8 +74,8 @@ soak: need-cargo prepare ## Run one daemon through all weathers for HOURS (1): i
 	STEAD_SOAK_HOURS=$(HOURS) $(CARGO) test --locked --test vmm a_daemon_in_all_weathers -- --nocapture
 
 .PHONY: bench
-bench: need-cargo prepare ## Measure what stead costs beside what cannot be avoided: some minutes, as root
-	$(CARGO) bench --locked --bench figures
+bench: need-cargo prepare ## Measure what stead costs beside what cannot be avoided, for docs/performance.md: half an hour, as root
+	$(CARGO) bench --locked --bench figures -- --write=$(CURDIR)/docs
 
 # Whether each figure can still be taken; of what they are then, nothing is said. Built as the tests are.
 .PHONY: bench-quick

@@ -112,10 +112,13 @@ fn memory(manifests: &Path) {
     drop(desired);
 }
 
-/// For each VM: its record and its ledger read and parsed, a connection to its socket, one GET and its reply.
-pub fn look_at_each(state: &Path, names: &[String]) -> usize {
+/// For each VM: its manifest, its record and its ledger read and parsed, a connection to its socket, one GET and its reply.
+pub fn look_at_each(manifests: &Path, state: &Path, names: &[String]) -> usize {
     let mut running = 0;
     for name in names {
+        let text = fs::read_to_string(manifests.join(format!("{name}.yaml"))).expect("the manifest");
+        let manifest: serde_json::Value = serde_yaml::from_str(&text).expect("YAML");
+        assert_eq!(manifest["metadata"]["name"], name.as_str());
         let folder = state.join("vms").join(name);
         let read = |file: &str| -> serde_json::Value {
             serde_json::from_slice(&fs::read(folder.join(file)).expect("a record")).expect("JSON")

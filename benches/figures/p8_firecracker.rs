@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use stead::config::default_starting;
 use stead::host::HostOps;
 use stead::host::devices::{DeviceOps, TapRemoval};
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
@@ -25,6 +26,7 @@ pub fn take(size: Size) -> Figure {
     let mut figure = Figure::new("P8", "Real Firecracker: one start, a burst, and the removal of taps");
     starts(size, &mut figure);
     burst(size, &mut figure);
+    storm(size, &mut figure);
     taps(size, &mut figure);
     figure
 }
@@ -103,22 +105,8 @@ fn burst(size: Size, figure: &mut Figure) {
     let count = size.vms.min(100);
     let (mut ours, mut best) = (Samples::default(), Samples::default());
     for _ in 0..BURSTS.min(size.runs) {
-        let mut host = Host::new();
-        for number in 0..count {
-            host.apply(&format!("{}.yaml", vm(number)), &manifest(&vm(number), Vmm::Firecracker));
-        }
-        let start = Instant::now();
-        host.start_daemon_unready();
-        let mut missing: Vec<String> = (0..count).map(vm).collect();
-        wait("all run", || {
-            missing.retain(|name| host.handles(name).is_none_or(|handles| handles["phase"] != "running"));
-            missing.is_empty().then_some(())
-        });
-        #[expect(clippy::cast_precision_loss, reason = "a small number")]
-        let rate = |time: Duration| count as f64 / time.as_secs_f64();
-        ours.0.push(rate(start.elapsed()));
-        drop(host);
-        best.0.push([2, 4, 8].map(|threads| rate(bare_burst(count, threads))).into_iter().fold(0.0, f64::max));
+        ours.0.push(rate(count, our_burst(count, None)));
+        best.0.push([2, 4, 8].map(|threads| rate(count, bare_burst(count, threads))).into_iter().fold(0.0, f64::max));
     }
     figure.ratio(
         format!("burst of {count}: the bare loop's best rate against stead's"),
@@ -127,6 +115,51 @@ fn burst(size: Size, figure: &mut Figure) {
     );
     figure.add(format!("burst of {count}, from the daemon's exec"), Unit::PerSecond, ours);
     figure.add("bare loop, the best of 2, 4 and 8 threads", Unit::PerSecond, best);
+}
+
+/// How the rate depends on how many VMs may be starting at once, and whether the default finds the best.
+fn storm(size: Size, figure: &mut Figure) {
+    let count = size.vms.min(100);
+    let limits: Vec<usize> = [1, 2, 4, 8, 16, 64].into_iter().chain([default_starting()]).collect();
+    let mut rates: Vec<Samples> = limits.iter().map(|_| Samples::default()).collect();
+    for _ in 0..BURSTS.min(size.runs) {
+        for (limit, samples) in limits.iter().zip(&mut rates) {
+            samples.0.push(rate(count, our_burst(count, Some(*limit))));
+        }
+    }
+    let by_default = rates.pop().expect("the default is the last").median();
+    let best = rates.iter().map(Samples::median).fold(0.0, f64::max);
+    let what =
+        format!("burst of {count}: the best rate of any start limit against the default of {}", default_starting());
+    figure.ratio(what, best / by_default, 1.05);
+    for (limit, samples) in limits.iter().zip(rates) {
+        figure.add(format!("burst of {count}, at most {limit} starting at once"), Unit::PerSecond, samples);
+    }
+}
+
+/// So many VMs, from the daemon's exec until all are on record as running.
+fn our_burst(count: usize, limit: Option<usize>) -> Duration {
+    let mut host = Host::new();
+    if let Some(limit) = limit {
+        host.set_env("STEAD_PARALLEL_STARTS", &limit.to_string());
+    }
+    for number in 0..count {
+        host.apply(&format!("{}.yaml", vm(number)), &manifest(&vm(number), Vmm::Firecracker));
+    }
+    let start = Instant::now();
+    host.start_daemon_unready();
+    let mut missing: Vec<String> = (0..count).map(vm).collect();
+    wait("all run", || {
+        missing.retain(|name| host.handles(name).is_none_or(|handles| handles["phase"] != "running"));
+        missing.is_empty().then_some(())
+    });
+    start.elapsed()
+}
+
+/// VMs a second.
+#[expect(clippy::cast_precision_loss, reason = "a small number")]
+fn rate(count: usize, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64()
 }
 
 fn bare_burst(count: usize, threads: usize) -> Duration {
