@@ -8,6 +8,7 @@
     reason = "ioctls, pre_exec and registering a pidfd have no safe form; each block says why it is sound"
 )]
 
+mod arenas;
 mod birth;
 mod cgroup;
 mod clock;
@@ -80,6 +81,7 @@ impl LinuxHost {
     pub fn new(config: LinuxHostConfig) -> io::Result<Self> {
         spawn::keep_exit_statuses();
         open_files::allow_most();
+        arenas::share();
         Ok(Self {
             clock: clock::Clock::new()?,
             facts: facts::Facts::new(config),
