@@ -132,10 +132,7 @@ fn adopt_one(actor: &Actor<'_>, looker: &Looker<'_>, folder: Option<String>, fil
     let ledger = Ledger { incarnation, vmm: Some(vmm), ..vm.ledger.clone() };
     actor.write_ledger(&vm, &ledger)?;
     let pid = process.identity.pid;
-    actor.cache.set_process(
-        &name,
-        VmmProcess { process: process.without_line(), incarnation: Incarnation(incarnation.0), vmm },
-    );
+    actor.cache.set_process(&name, VmmProcess { process, incarnation: Incarnation(incarnation.0), vmm });
     Ok(Adopted { name, pid, notes })
 }
 
@@ -151,7 +148,7 @@ fn read(actor: &Actor<'_>, file: &Path) -> Result<ForeignHandles, ActError> {
 fn prove(actor: &Actor<'_>, foreign: &ForeignHandles) -> Result<ProcessHandle, ActError> {
     let socket = foreign.api_socket.display();
     match actor.host.socket_peer(&foreign.api_socket) {
-        SocketPeer::Listener(process) if process.identity.pid == foreign.pid => Ok(process),
+        SocketPeer::Listener(process) if process.identity.pid == foreign.pid => Ok(process.without_line()),
         SocketPeer::Listener(process) => Err(ActError::one(
             format!("{socket}"),
             format!("pid {} listens on it, not the recorded pid {}", process.identity.pid, foreign.pid),

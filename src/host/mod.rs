@@ -26,7 +26,7 @@ pub struct ProcessHandle {
     pub identity: ProcessIdentity,
     /// Its pidfd; `None` on a host that is simulated.
     pub pidfd: Option<Arc<OwnedFd>>,
-    /// The connection by which it was told to listen: whoever asks it something next need not make another, which would cost
+    /// The connection by which the kernel said that it listens: whoever asks it something next need not make another, which would cost
     /// the VMM a turn of its own.
     pub line: Option<Arc<Line>>,
 }
@@ -271,8 +271,7 @@ pub trait HostView: devices::DeviceView {
         true
     }
 
-    /// How many questions it was asked so far, where that is counted: each call below but [`HostView::now`] is one, and takes
-    /// one to some twenty system calls.
+    /// How many questions it was asked so far, by whomever; each takes one to some twenty system calls.
     fn looks(&self) -> u64 {
         0
     }

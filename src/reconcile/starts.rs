@@ -1,7 +1,7 @@
 //! How many VMs start at once, and who is next.
 //!
 //! A host that boots has all its VMs to start. Started all at once they fight for its CPUs, and the first of them runs when the
-//! last does; `docs/performance.md` has the curve. So only so many are starting at any moment: from before the VMM is
+//! last does. So only so many are starting at any moment: from before the VMM is
 //! spawned until its guest is seen to run. The others wait in the order in which they asked.
 //!
 //! No clock and no IO: whoever asks says when.
@@ -33,8 +33,15 @@ pub(super) struct StartLimit {
 #[derive(Debug)]
 struct Waiting {
     name: VmName,
-    /// Whether it was called, and has not asked since.
-    called: bool,
+    /// If it was called and has not asked since: until when it keeps its place at the head of the line. One that hangs before it
+    /// asks keeps nobody waiting either; it asks when it can, and is the first then.
+    called: Option<Instant>,
+}
+
+impl Waiting {
+    fn is_missing(&self, now: Instant) -> bool {
+        self.called.is_some_and(|until| until <= now)
+    }
 }
 
 impl StartLimit {
@@ -56,9 +63,10 @@ impl StartLimit {
             self.numbers.insert(name.clone(), self.drawn);
             self.drawn
         });
-        self.waiting.insert(number, Waiting { name: name.clone(), called: false });
+        self.waiting.insert(number, Waiting { name: name.clone(), called: None });
         let free = self.free(now);
-        if !self.waiting.keys().take(free).any(|next| *next == number) {
+        let mut first = self.waiting.iter().filter(|(_, next)| !next.is_missing(now)).take(free);
+        if !first.any(|(next, _)| *next == number) {
             return Err(self.limit);
         }
         self.leave_line(name);
@@ -88,21 +96,25 @@ impl StartLimit {
     /// Those for whom there is a place by now, each once: to be looked at, which leads to their asking again.
     pub(super) fn call(&mut self, now: Instant) -> Vec<VmName> {
         let free = self.free(now);
-        let next = self.waiting.values_mut().take(free).filter(|next| !next.called);
-        next.map(|next| {
-            next.called = true;
-            next.name.clone()
-        })
-        .collect()
+        let next = self.waiting.values_mut().filter(|next| !next.is_missing(now)).take(free);
+        next.filter(|next| next.called.is_none())
+            .map(|next| {
+                next.called = Some(now + keeps_place(&next.name));
+                next.name.clone()
+            })
+            .collect()
     }
 
     /// When to call again at the latest, if anybody waits: a place becomes free by itself then.
     pub(super) fn next_call(&self, now: Instant) -> Option<Instant> {
-        if self.waiting.values().take(self.free(now)).any(|next| !next.called) {
+        let present = || self.waiting.values().filter(|next| !next.is_missing(now));
+        if present().take(self.free(now)).any(|next| next.called.is_none()) {
             return Some(now);
         }
-        let places = self.starting.values().filter(|until| **until > now);
-        places.min().copied().filter(|_| !self.waiting.is_empty())
+        let places = self.starting.values().copied().filter(|until| *until > now);
+        let called = present().filter_map(|next| next.called);
+        let is_awaited = present().any(|next| next.called.is_none());
+        places.chain(called).min().filter(|_| is_awaited)
     }
 
     fn free(&self, now: Instant) -> usize {
@@ -176,6 +188,24 @@ mod tests {
     }
 
     #[test]
+    fn who_was_called_and_never_asks_keeps_the_next_waiting_for_some_seconds_only() {
+        let now = Instant::now();
+        let mut limit = StartLimit::new(1);
+        (0..3).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 1)));
+        limit.end_turn(&vm(0), false, false, now);
+        assert_eq!(limit.call(now), [vm(1)]);
+        assert_eq!(limit.ask(&vm(2), now), Err(1));
+        let later = limit.next_call(now).unwrap();
+        assert!(later >= now + KEEPS_PLACE && later <= now + KEEPS_PLACE + JITTER);
+        assert_eq!(limit.call(later), [vm(2)]);
+        assert_eq!(limit.ask(&vm(2), later), Ok(()));
+        limit.end_turn(&vm(2), false, false, later);
+        assert_eq!(limit.ask(&vm(3), later), Ok(()), "who is missing keeps nobody who comes later waiting either");
+        limit.end_turn(&vm(3), false, false, later);
+        assert_eq!(limit.ask(&vm(1), later), Ok(()), "when it asks after all it is let through");
+    }
+
+    #[test]
     fn vms_that_hang_while_they_start_make_room_one_by_one() {
         let now = Instant::now();
         let mut limit = StartLimit::new(50);
@@ -184,11 +214,18 @@ mod tests {
         while let Some(moment) = limit.next_call(last).filter(|_| moments < 200) {
             assert!(moment > last && moment >= now + KEEPS_PLACE && moment <= now + KEEPS_PLACE + JITTER);
             (last, moments) = (moment, moments + 1);
-            called += limit.call(moment).len();
+            let next = limit.call(moment);
+            called += next.len();
+            // They start, and go on to hang too.
+            for name in next {
+                limit.leave_line(&name);
+                limit.starting.insert(name, now + 2 * KEEPS_PLACE);
+            }
         }
         assert!(moments > 25, "{moments} moments for 50 VMs");
         assert_eq!(called, 50);
+        let free = limit.free(last);
         limit.end_turn(&vm(0), true, false, last);
-        assert_eq!(limit.free(last), 50, "one that hangs on does not take its place again");
+        assert_eq!(limit.free(last), free, "one that hangs on does not take its place again");
     }
 }

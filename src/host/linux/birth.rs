@@ -4,8 +4,8 @@
 //! host until all CPUs have passed a quiet point: five to thirty milliseconds each time, for the child and for everybody
 //! else (`cgroup_threadgroup_rwsem`, kernel/cgroup/cgroup.c). Nobody waits for one that is born there.
 //!
-//! The child has a copy of our memory, so it is not ours while it prepares itself, and says what went wrong through a pipe that
-//! its exec closes.
+//! Until its exec the child runs our program in a copy of our memory, in which other threads' locks stay as they were: it may only
+//! make system calls. What goes wrong there it says through a pipe, which its exec closes.
 
 use std::ffi::{CString, OsStr, c_char, c_int};
 use std::fs::File;
@@ -147,15 +147,27 @@ unsafe fn clone_into(cgroup: Option<RawFd>, pidfd: &mut RawFd) -> libc::pid_t {
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     // Handlers are ours, and would write to pipes that we share until the exec.
     arguments.flags = flag(libc::CLONE_PIDFD) | CLONE_CLEAR_SIGHAND;
-    arguments.pidfd = std::ptr::from_mut(pidfd).addr() as u64;
+    arguments.pidfd = std::ptr::from_mut(pidfd).expose_provenance() as u64;
     arguments.exit_signal = flag(libc::SIGCHLD);
     if let Some(folder) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = flag(folder);
     }
-    // SAFETY: the kernel reads as many bytes as it is told, and writes to `pidfd`, which lives.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
-    libc::pid_t::try_from(pid).unwrap_or(-1)
+    // Nothing reaches the child before it is in a session of its own: a Ctrl-C would end it, with no handler of ours left. It
+    // lets go of what came meanwhile, and sets a mask of its own.
+    // SAFETY: both sets live. The kernel reads as many bytes as it is told, and writes to `pidfd`, which lives.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let pid = libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>());
+        if pid != 0 {
+            let error = io::Error::last_os_error();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+            *libc::__errno_location() = error.raw_os_error().unwrap_or(0);
+        }
+        libc::pid_t::try_from(pid).unwrap_or(-1)
+    }
 }
 
 /// `CLONE_CLEAR_SIGHAND` and `CLONE_INTO_CGROUP` of linux/sched.h. They do not fit the type that the library gives them.

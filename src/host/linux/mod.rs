@@ -5,7 +5,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "ioctls, pre_exec and registering a pidfd have no safe form; each block says why it is sound"
+    reason = "ioctls, clone3 and registering a pidfd have no safe form; each block says why it is sound"
 )]
 
 mod arenas;

@@ -19,7 +19,7 @@ use crate::host::{ProcessHandle, SpawnError, SpawnRequest};
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE_NS: i64 = 5_000_000;
 
-/// How the child says that the lock is held: an errno that neither fork(2) nor execve(2) gives.
+/// How the child says that the lock is held: an errno that neither clone3(2), fork(2) nor execve(2) gives.
 const LOCK_HELD: i32 = libc::EDEADLK;
 
 /// One fork at a time: a child forked by another thread meanwhile would hold this VM's lock too until its exec.
@@ -110,6 +110,8 @@ fn prepare_child(streams: [RawFd; 3], open_files: Option<&libc::rlimit>) -> io::
         }
         // What an ancestor ignored would stay ignored. SIGKILL, SIGSTOP and the C library's own refuse, and may.
         for signal in 1..=64 {
+            // Ignored for a moment, so that what came in the meantime is gone.
+            libc::signal(signal, libc::SIG_IGN);
             libc::signal(signal, libc::SIG_DFL);
         }
         // Nothing is blocked but SIGPIPE. Firecracker (1.12.1) handles it, but its own system call filter lets the thread of
