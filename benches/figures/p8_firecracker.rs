@@ -26,7 +26,6 @@ pub fn take(size: Size) -> Figure {
     let mut figure = Figure::new("P8", "Real Firecracker: one start, a burst, and the removal of taps");
     starts(size, &mut figure);
     burst(size, &mut figure);
-    storm(size, &mut figure);
     taps(size, &mut figure);
     figure
 }
@@ -101,39 +100,28 @@ fn says_running(mut stream: UnixStream) -> bool {
     reply[..count].windows(7).any(|word| word == b"Running")
 }
 
+/// Against the bare loop, and how the rate depends on how many VMs may be starting at once.
 fn burst(size: Size, figure: &mut Figure) {
     let count = size.vms.min(100);
-    let (mut ours, mut best) = (Samples::default(), Samples::default());
+    let (mut ours, mut bare) = (Samples::default(), Samples::default());
+    let mut by_limit = [1, 2, 4, 8, 16, 64].map(|limit| (limit, Samples::default()));
     for _ in 0..BURSTS.min(size.runs) {
         ours.0.push(rate(count, our_burst(count, None)));
-        best.0.push([2, 4, 8].map(|threads| rate(count, bare_burst(count, threads))).into_iter().fold(0.0, f64::max));
-    }
-    figure.ratio(
-        format!("burst of {count}: the bare loop's best rate against stead's"),
-        best.median() / ours.median(),
-        1.0 / 0.95,
-    );
-    figure.add(format!("burst of {count}, from the daemon's exec"), Unit::PerSecond, ours);
-    figure.add("bare loop, the best of 2, 4 and 8 threads", Unit::PerSecond, best);
-}
-
-/// How the rate depends on how many VMs may be starting at once, and whether the default finds the best.
-fn storm(size: Size, figure: &mut Figure) {
-    let count = size.vms.min(100);
-    let limits: Vec<usize> = [1, 2, 4, 8, 16, 64].into_iter().chain([default_starting()]).collect();
-    let mut rates: Vec<Samples> = limits.iter().map(|_| Samples::default()).collect();
-    for _ in 0..BURSTS.min(size.runs) {
-        for (limit, samples) in limits.iter().zip(&mut rates) {
+        bare.0.push([2, 4, 8].map(|threads| rate(count, bare_burst(count, threads))).into_iter().fold(0.0, f64::max));
+        for (limit, samples) in &mut by_limit {
             samples.0.push(rate(count, our_burst(count, Some(*limit))));
         }
     }
-    let by_default = rates.pop().expect("the default is the last").median();
-    let best = rates.iter().map(Samples::median).fold(0.0, f64::max);
-    let what =
-        format!("burst of {count}: the best rate of any start limit against the default of {}", default_starting());
-    figure.ratio(what, best / by_default, 1.05);
-    for (limit, samples) in limits.iter().zip(rates) {
-        figure.add(format!("burst of {count}, at most {limit} starting at once"), Unit::PerSecond, samples);
+    let of = format!("burst of {count}");
+    figure.ratio(format!("{of}: the bare loop's best rate against stead's"), bare.median() / ours.median(), 1.0 / 0.95);
+    let best = by_limit.iter().map(|(_, samples)| samples.median()).fold(0.0, f64::max);
+    let default = default_starting();
+    let what = format!("{of}: the best rate of any start limit against the default of {default}");
+    figure.ratio(what, best / ours.median(), 1.05);
+    figure.add(format!("{of}, from the daemon's exec"), Unit::PerSecond, ours);
+    figure.add("bare loop, the best of 2, 4 and 8 threads", Unit::PerSecond, bare);
+    for (limit, samples) in by_limit {
+        figure.add(format!("{of}, at most {limit} starting at once"), Unit::PerSecond, samples);
     }
 }
 

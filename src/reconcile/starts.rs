@@ -64,9 +64,7 @@ impl StartLimit {
             self.drawn
         });
         self.waiting.insert(number, Waiting { name: name.clone(), called: None });
-        let free = self.free(now);
-        let mut first = self.waiting.iter().filter(|(_, next)| !next.is_missing(now)).take(free);
-        if !first.any(|(next, _)| *next == number) {
+        if !self.first(now).any(|(next, _)| next == number) {
             return Err(self.limit);
         }
         self.leave_line(name);
@@ -95,26 +93,36 @@ impl StartLimit {
 
     /// Those for whom there is a place by now, each once: to be looked at, which leads to their asking again.
     pub(super) fn call(&mut self, now: Instant) -> Vec<VmName> {
-        let free = self.free(now);
-        let next = self.waiting.values_mut().filter(|next| !next.is_missing(now)).take(free);
-        next.filter(|next| next.called.is_none())
-            .map(|next| {
-                next.called = Some(now + keeps_place(&next.name));
-                next.name.clone()
-            })
-            .collect()
+        let first = self.first(now).filter(|(_, next)| next.called.is_none());
+        let called: Vec<(u64, VmName)> = first.map(|(number, next)| (number, next.name.clone())).collect();
+        for (number, name) in &called {
+            let called = Some(now + keeps_place(name));
+            self.waiting.insert(*number, Waiting { name: name.clone(), called });
+        }
+        called.into_iter().map(|(_, name)| name).collect()
     }
 
     /// When to call again at the latest, if anybody waits: a place becomes free by itself then.
     pub(super) fn next_call(&self, now: Instant) -> Option<Instant> {
-        let present = || self.waiting.values().filter(|next| !next.is_missing(now));
-        if present().take(self.free(now)).any(|next| next.called.is_none()) {
+        if self.first(now).any(|(_, next)| next.called.is_none()) {
             return Some(now);
         }
-        let places = self.starting.values().copied().filter(|until| *until > now);
-        let called = present().filter_map(|next| next.called);
-        let is_awaited = present().any(|next| next.called.is_none());
-        places.chain(called).min().filter(|_| is_awaited)
+        if !self.present(now).any(|(_, next)| next.called.is_none()) {
+            return None;
+        }
+        // Only who stands before all others keeps them waiting: this is asked at each event, and the line may be long.
+        let called = self.first(now).filter_map(|(_, next)| next.called);
+        self.starting.values().copied().filter(|until| *until > now).chain(called).min()
+    }
+
+    /// The line without those who were called and do not ask.
+    fn present(&self, now: Instant) -> impl Iterator<Item = (u64, &Waiting)> {
+        self.waiting.iter().filter(move |(_, next)| !next.is_missing(now)).map(|(number, next)| (*number, next))
+    }
+
+    /// As many from its head as there are places.
+    fn first(&self, now: Instant) -> impl Iterator<Item = (u64, &Waiting)> {
+        self.present(now).take(self.free(now))
     }
 
     fn free(&self, now: Instant) -> usize {
@@ -138,12 +146,17 @@ mod tests {
         format!("vm-{number}").parse().unwrap()
     }
 
+    /// So many may start, and so many have asked.
+    fn asked(limit: usize, count: usize, now: Instant) -> StartLimit {
+        let mut starts = StartLimit::new(limit);
+        (0..count).for_each(|number| assert_eq!(starts.ask(&vm(number), now).is_ok(), number < limit));
+        starts
+    }
+
     #[test]
     fn no_more_start_at_once_than_may_and_the_others_follow_in_their_order() {
         let now = Instant::now();
-        let mut limit = StartLimit::new(2);
-        let asked: Vec<bool> = (0..5).map(|number| limit.ask(&vm(number), now).is_ok()).collect();
-        assert_eq!(asked, [true, true, false, false, false]);
+        let mut limit = asked(2, 5, now);
         assert_eq!(limit.call(now), []);
         limit.end_turn(&vm(0), true, false, now);
         assert_eq!(limit.call(now), [], "it is starting still");
@@ -161,8 +174,7 @@ mod tests {
     #[test]
     fn who_is_not_to_be_started_any_more_keeps_nobody_waiting() {
         let now = Instant::now();
-        let mut limit = StartLimit::new(1);
-        (0..3).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 1)));
+        let mut limit = asked(1, 3, now);
         limit.end_turn(&vm(1), false, false, now);
         limit.end_turn(&vm(2), false, true, now);
         limit.end_turn(&vm(0), false, false, now);
@@ -176,8 +188,7 @@ mod tests {
     #[test]
     fn who_was_called_in_vain_is_called_again() {
         let now = Instant::now();
-        let mut limit = StartLimit::new(1);
-        (0..2).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 1)));
+        let mut limit = asked(1, 2, now);
         limit.end_turn(&vm(0), false, false, now);
         assert_eq!(limit.call(now), [vm(1)]);
         // One that an earlier stead began is found meanwhile.
@@ -190,8 +201,7 @@ mod tests {
     #[test]
     fn who_was_called_and_never_asks_keeps_the_next_waiting_for_some_seconds_only() {
         let now = Instant::now();
-        let mut limit = StartLimit::new(1);
-        (0..3).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 1)));
+        let mut limit = asked(1, 3, now);
         limit.end_turn(&vm(0), false, false, now);
         assert_eq!(limit.call(now), [vm(1)]);
         assert_eq!(limit.ask(&vm(2), now), Err(1));
@@ -208,8 +218,7 @@ mod tests {
     #[test]
     fn vms_that_hang_while_they_start_make_room_one_by_one() {
         let now = Instant::now();
-        let mut limit = StartLimit::new(50);
-        (0..100).for_each(|number| assert!(limit.ask(&vm(number), now).is_ok() == (number < 50)));
+        let mut limit = asked(50, 100, now);
         let (mut last, mut called, mut moments) = (now, 0, 0);
         while let Some(moment) = limit.next_call(last).filter(|_| moments < 200) {
             assert!(moment > last && moment >= now + KEEPS_PLACE && moment <= now + KEEPS_PLACE + JITTER);

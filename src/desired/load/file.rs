@@ -95,11 +95,6 @@ impl<'a> Unsettled<'a> {
         let ids = metas.map(|meta| FileId { device: meta.dev(), inode: meta.ino() }).collect();
         Self { files, ids, young }
     }
-
-    /// Whether this is one of those files, by whatever name it was found.
-    fn holds(&self, meta: &Metadata) -> bool {
-        self.ids.contains(&FileId { device: meta.dev(), inode: meta.ino() })
-    }
 }
 
 /// A file that was read, or need not be; or that is left alone, for it is young.
@@ -118,22 +113,19 @@ pub(super) fn read(below: &Path, found: Found, known: Option<Cached>, unsettled:
     if unsettled.files.contains(below) {
         return Reading::Read(as_before(below, known, is_link));
     }
-    let known = match known {
-        // Most are as they were, and one need not be opened for that to be seen.
-        Some(known) if known.is_sure => match path.symlink_metadata() {
-            Ok(meta) if known.stamp == Some(Stamp::of(&meta)) && !unsettled.holds(&meta) => {
-                return Reading::Read(Cached { is_alias: is_link || meta.nlink() > 1, ..known });
-            }
-            _ => Some(known),
-        },
-        known => known,
-    };
+    // Most are as they were, and one need not be opened for that to be seen.
+    if let Some(sure) = known.as_ref().filter(|known| known.is_sure)
+        && let Ok(meta) = path.symlink_metadata()
+        && sure.stamp == Some(Stamp::of(&meta))
+    {
+        return Reading::Read(as_before(below, known, is_link || meta.nlink() > 1));
+    }
     let (file, meta) = match open(&path) {
         Ok(opened) => opened,
         Err(message) => return Reading::Read(unreadable(whole_file(below, &message, None), known, is_link)),
     };
     let (stamp, is_alias) = (Stamp::of(&meta), is_link || meta.nlink() > 1);
-    if unsettled.holds(&meta) {
+    if unsettled.ids.contains(&stamp.id) {
         return Reading::Read(as_before(below, known, is_alias));
     }
     let age = stamp.age(wall_clock());
