@@ -191,6 +191,7 @@ impl Engine {
             let (desired, claims) = self.agenda.turn_of(&name);
             let turn = Turn {
                 verdict,
+                is_first: !self.agenda.sightings().contains(&name),
                 tells_first_look: self.agenda.unseen.contains(&name),
                 claims,
                 reasons,

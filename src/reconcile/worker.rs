@@ -51,6 +51,8 @@ pub(super) struct Turn {
     pub(super) desired: Desired,
     /// What the gates say, if no manifest declares it.
     pub(super) verdict: Option<Verdict>,
+    /// Whether nothing is known of it yet: the gates speak of what was seen.
+    pub(super) is_first: bool,
     /// Who uses which image.
     pub(super) claims: Claims,
     /// Whether others wait to hear what it holds: told as soon as it was looked at, since its turn may take long.
@@ -113,7 +115,7 @@ impl Shared {
 
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
     pub(super) fn work(&self, turn: Turn) -> Report {
-        let Turn { name, reasons, desired, verdict, claims, tells_first_look, requests, progress } = turn;
+        let Turn { name, reasons, desired, verdict, is_first, claims, tells_first_look, requests, progress } = turn;
         // Who gave up before now gets nothing done behind their back.
         for (request, reply) in requests.into_iter().filter(|(_, reply)| !reply.is_closed()) {
             let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
@@ -138,7 +140,16 @@ impl Shared {
             }
             (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
-        let report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
+        let mut report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
+        let waits_for_gates = is_first && report.plan.holds.iter().any(|hold| matches!(hold, Hold::PruneDelay(_)));
+        if waits_for_gates {
+            // They hear of it by this report. A turn that follows at once has their word, and tells it: by this one a VM that
+            // a gate holds would be told of anew by each pass of cron.
+            report.wake = Some(Duration::ZERO);
+            if events.is_empty() {
+                return report;
+            }
+        }
         let previous = self.previous_status(&name);
         // Said again only when it changes, also by the next of the passes that cron makes.
         let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);

@@ -11,8 +11,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use stead::control::{Reply, Request};
+use stead::host::HostView;
 use stead::host::sim::{Fault, Faults, Moment, Random};
-use stead::plan::VmPlan;
+use stead::plan::{Hold, VmPlan};
 
 use crate::bed::{Bed, vm};
 use crate::parallel::for_each;
@@ -138,6 +139,7 @@ struct Tally {
     vmms_killed: usize,
     reboots: usize,
     full_disks: usize,
+    rotten_records: usize,
 }
 
 impl std::iter::Sum for Tally {
@@ -148,6 +150,7 @@ impl std::iter::Sum for Tally {
             vmms_killed: sum.vmms_killed + one.vmms_killed,
             reboots: sum.reboots + one.reboots,
             full_disks: sum.full_disks + one.full_disks,
+            rotten_records: sum.rotten_records + one.rotten_records,
         })
     }
 }
@@ -241,6 +244,7 @@ impl History {
                     let rest = bed.machine.read(&path).unwrap_or_default();
                     let settled = self.settled();
                     bed.machine.overwrite(&path, &rest[..rest.len().min(*bytes)]);
+                    self.tally.rotten_records += 1;
                     self.all_stay(&settled, "a record that rots");
                 }
             }
@@ -303,6 +307,18 @@ impl History {
             self.bed.machine.hang(pid, false);
         }
         let outcome = self.bed.converge("the end");
+        // One whose records all rotted while the disk was full, and whose manifest then went, is nobody's.
+        let is_unclaimed = |plan: &VmPlan| plan.holds.contains(&Hold::Unclaimed);
+        let unclaimed = outcome.plan.vms.iter().filter(|(_, plan)| is_unclaimed(plan)).map(|(name, _)| name);
+        for name in unclaimed.clone() {
+            assert!(self.tally.full_disks > 0 && self.tally.rotten_records > 1, "nobody claims {name}");
+            let before = self.bed.machine.changes();
+            self.bed.pass(&Faults::default());
+            assert_eq!(self.bed.machine.changes(), before, "each pass says something about {name}");
+            let reply = self.bed.ask(&Request::Delete { name: name.clone() });
+            assert!(matches!(reply, Reply::Accepted { .. }), "{reply:?}");
+        }
+        let outcome = if unclaimed.count() > 0 { self.bed.converge("the end of what is nobody's") } else { outcome };
         // One whose record was lost before the ledger knew of its life runs on as it is, until somebody has it restarted.
         let is_unknown = |plan: &VmPlan| plan.notes.iter().any(|note| note.starts_with("SpecUnknown"));
         let unknown: Vec<_> =
@@ -433,6 +449,39 @@ fn what_a_loop_is_bound_to_stays_in_the_trash() {
     history.bed.converge("eight days later");
     assert!(history.bed.machine.read(&disk).is_some());
     history.bed.no_rule_is_broken("eight days later");
+}
+
+/// Found by seed 32082175: nobody knows any more that it was ever declared, and each pass told so anew.
+#[test]
+fn a_vm_that_nobody_declared_is_told_of_once() {
+    let rot = |ledger, bytes| Step::Rot { vm: 1, ledger, bytes };
+    let steps = [
+        Step::Apply { vm: 1, spec: 4 },
+        Step::Pass,
+        Step::Full,
+        rot(false, 40),
+        rot(true, 20),
+        Step::Delete { vm: 1 },
+    ];
+    run(32_082_175, &steps);
+}
+
+/// Each pass of cron is a new stead, whose gates have heard of no VM at first.
+#[test]
+fn a_vm_that_a_gate_holds_back_is_told_of_once_and_keeps_no_pass_waiting() {
+    let bed = Bed::new(0);
+    bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
+    let protected = "metadata: {annotations: {stead.dev/prune: disabled}, ";
+    bed.apply("zoo.yaml", &vm(&bed, "zoo", "  vmm: firecracker\n").replace("metadata: {", protected));
+    bed.converge("it runs");
+    bed.remove("zoo.yaml");
+    bed.converge("it is held");
+    let time = || bed.machine.life(Faults::default()).now().boot_ms;
+    let (changes, began) = (bed.machine.changes(), time());
+    bed.pass(&Faults::default());
+    assert_eq!(bed.machine.changes(), changes, "a pass with nothing to do did something");
+    assert!(time() - began < 1000, "a pass with nothing to do waited");
+    assert_eq!(bed.machine.vmms().len(), 1);
 }
 
 /// Found by seed 537688: nobody recorded what the VM booted with but handles.json, and that rotted.
