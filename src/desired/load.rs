@@ -5,7 +5,6 @@ mod reload;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -201,7 +200,11 @@ impl Loader {
 /// takes a tenth of a second, and a stead that begins does nothing before it has read them all.
 fn read_all(files: Vec<(Option<Cached>, PathBuf, Found)>, unsettled: &Unsettled<'_>) -> Vec<(PathBuf, Reading)> {
     let new = files.iter().filter(|(known, ..)| known.is_none()).count();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(new / NEW_A_THREAD);
+    let threads = match new / NEW_A_THREAD {
+        // Asking how many CPUs there are takes as long as reading a few files.
+        few @ (0 | 1) => few,
+        many => std::thread::available_parallelism().map_or(1, usize::from).min(many),
+    };
     let queue = Mutex::new(files.into_iter().enumerate());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
@@ -269,5 +272,5 @@ pub fn look_at<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> impl Iterator<It
 
 fn file_id(path: &Path) -> Option<FileId> {
     let meta = path.metadata().ok()?;
-    Some(FileId { device: meta.dev(), inode: meta.ino() })
+    Some(FileId::of(&meta))
 }

@@ -13,6 +13,8 @@ pub mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -71,6 +73,13 @@ pub struct FileId {
     pub device: u64,
     /// `st_ino`.
     pub inode: u64,
+}
+
+impl FileId {
+    /// That of the file that this was asked of.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
 }
 
 /// Where a declaration stands.

@@ -6,7 +6,6 @@
 //! no lost event stays lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -283,7 +282,7 @@ fn absorb(state: &mut State, root: &Path, event: notify::Result<Event>) -> bool 
 fn real_folder(path: &Path) -> Option<(PathBuf, FileId)> {
     let real = path.canonicalize().ok()?;
     let meta = real.metadata().ok().filter(std::fs::Metadata::is_dir)?;
-    Some((real, FileId { device: meta.dev(), inode: meta.ino() }))
+    Some((real, FileId::of(&meta)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,11 +2,12 @@
 //!
 //! A host that boots has all its VMs to start. Started all at once they fight for its CPUs, and the first of them runs when the
 //! last does. So only so many are starting at any moment: from before the VMM is
-//! spawned until its guest is seen to run. The others wait in the order in which they asked.
+//! spawned until its guest is seen to run. The others wait in the order in which they asked, and those whose last start took
+//! too long behind all others: a hundred VMs that hang at every start keep no sound one waiting for more than one of them does.
 //!
 //! No clock and no IO: whoever asks says when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,10 +25,19 @@ pub(super) struct StartLimit {
     limit: usize,
     /// Until when each keeps its place. Those whose time is over start on, and do not count.
     starting: BTreeMap<VmName, Instant>,
-    /// Who waits, by the numbers that they drew.
-    waiting: BTreeMap<u64, Waiting>,
-    numbers: BTreeMap<VmName, u64>,
+    /// Who waits, by their places in the line.
+    waiting: BTreeMap<Place, Waiting>,
+    places: BTreeMap<VmName, Place>,
     drawn: u64,
+    /// Those who did not run when their time was over, when they were started last.
+    slow: BTreeSet<VmName>,
+}
+
+/// A place in the line: who was slow stands behind who was not, otherwise whoever asked first is first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    is_slow: bool,
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -47,7 +57,8 @@ impl Waiting {
 impl StartLimit {
     /// So many at once.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, starting: BTreeMap::new(), waiting: BTreeMap::new(), numbers: BTreeMap::new(), drawn: 0 }
+        let (starting, waiting, places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { limit, starting, waiting, places, drawn: 0, slow: BTreeSet::new() }
     }
 
     /// Whether this VM may be started now. If not, [`StartLimit::call`] names it when its turn comes.
@@ -58,13 +69,14 @@ impl StartLimit {
         if self.starting.contains_key(name) {
             return Ok(());
         }
-        let number = self.numbers.get(name).copied().unwrap_or_else(|| {
+        let place = self.places.get(name).copied().unwrap_or_else(|| {
             self.drawn += 1;
-            self.numbers.insert(name.clone(), self.drawn);
-            self.drawn
+            let place = Place { is_slow: self.slow.contains(name), number: self.drawn };
+            self.places.insert(name.clone(), place);
+            place
         });
-        self.waiting.insert(number, Waiting { name: name.clone(), called: None });
-        if !self.first(now).any(|(next, _)| next == number) {
+        self.waiting.insert(place, Waiting { name: name.clone(), called: None });
+        if !self.first(now).any(|(next, _)| next == place) {
             return Err(self.limit);
         }
         self.leave_line(name);
@@ -77,8 +89,12 @@ impl StartLimit {
         if is_starting {
             // An earlier stead may have begun it.
             self.starting.entry(name.clone()).or_insert_with(|| now + keeps_place(name));
-        } else {
-            self.starting.remove(name);
+        } else if let Some(until) = self.starting.remove(name) {
+            if until <= now {
+                self.slow.insert(name.clone())
+            } else {
+                self.slow.remove(name)
+            };
         }
         if !is_to_start {
             self.leave_line(name);
@@ -86,18 +102,18 @@ impl StartLimit {
     }
 
     fn leave_line(&mut self, name: &VmName) {
-        if let Some(number) = self.numbers.remove(name) {
-            self.waiting.remove(&number);
+        if let Some(place) = self.places.remove(name) {
+            self.waiting.remove(&place);
         }
     }
 
     /// Those for whom there is a place by now, each once: to be looked at, which leads to their asking again.
     pub(super) fn call(&mut self, now: Instant) -> Vec<VmName> {
         let first = self.first(now).filter(|(_, next)| next.called.is_none());
-        let called: Vec<(u64, VmName)> = first.map(|(number, next)| (number, next.name.clone())).collect();
-        for (number, name) in &called {
+        let called: Vec<(Place, VmName)> = first.map(|(place, next)| (place, next.name.clone())).collect();
+        for (place, name) in &called {
             let called = Some(now + keeps_place(name));
-            self.waiting.insert(*number, Waiting { name: name.clone(), called });
+            self.waiting.insert(*place, Waiting { name: name.clone(), called });
         }
         called.into_iter().map(|(_, name)| name).collect()
     }
@@ -116,12 +132,12 @@ impl StartLimit {
     }
 
     /// The line without those who were called and do not ask.
-    fn present(&self, now: Instant) -> impl Iterator<Item = (u64, &Waiting)> {
-        self.waiting.iter().filter(move |(_, next)| !next.is_missing(now)).map(|(number, next)| (*number, next))
+    fn present(&self, now: Instant) -> impl Iterator<Item = (Place, &Waiting)> {
+        self.waiting.iter().filter(move |(_, next)| !next.is_missing(now)).map(|(place, next)| (*place, next))
     }
 
     /// As many from its head as there are places.
-    fn first(&self, now: Instant) -> impl Iterator<Item = (u64, &Waiting)> {
+    fn first(&self, now: Instant) -> impl Iterator<Item = (Place, &Waiting)> {
         self.present(now).take(self.free(now))
     }
 
@@ -182,7 +198,7 @@ mod tests {
         assert_eq!(limit.ask(&vm(2), now), Ok(()));
         assert_eq!(limit.next_call(now), None, "nobody waits");
         limit.end_turn(&vm(2), false, false, now);
-        assert!(limit.waiting.is_empty() && limit.numbers.is_empty() && limit.starting.is_empty());
+        assert!(limit.waiting.is_empty() && limit.places.is_empty() && limit.starting.is_empty());
     }
 
     #[test]
@@ -213,6 +229,26 @@ mod tests {
         assert_eq!(limit.ask(&vm(3), later), Ok(()), "who is missing keeps nobody who comes later waiting either");
         limit.end_turn(&vm(3), false, false, later);
         assert_eq!(limit.ask(&vm(1), later), Ok(()), "when it asks after all it is let through");
+    }
+
+    #[test]
+    fn who_hangs_at_every_start_waits_behind_who_does_not() {
+        let now = Instant::now();
+        let mut limit = asked(1, 1, now);
+        let later = now + KEEPS_PLACE + JITTER;
+        limit.end_turn(&vm(0), false, false, later);
+        assert_eq!(limit.ask(&vm(1), later), Ok(()));
+        // They ask one after the other.
+        for number in [0, 2, 3] {
+            assert_eq!(limit.ask(&vm(number), later), Err(1));
+        }
+        for (before, number) in [(1, 2), (2, 3), (3, 0)] {
+            limit.end_turn(&vm(before), false, false, later);
+            assert_eq!(limit.call(later), [vm(number)]);
+            assert_eq!(limit.ask(&vm(number), later), Ok(()));
+        }
+        limit.end_turn(&vm(0), false, false, later);
+        assert!(limit.slow.is_empty(), "one start in time, and it is as good as any");
     }
 
     #[test]

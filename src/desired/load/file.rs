@@ -41,7 +41,7 @@ pub(super) struct Stamp {
 impl Stamp {
     fn of(meta: &Metadata) -> Self {
         Self {
-            id: FileId { device: meta.dev(), inode: meta.ino() },
+            id: FileId::of(meta),
             size: meta.size(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
@@ -92,7 +92,7 @@ impl<'a> Unsettled<'a> {
     pub(super) fn new(root: &Path, files: &'a BTreeSet<PathBuf>, young: bool) -> Self {
         // Of a link itself, not of what it leads to: that is written by its own name.
         let metas = files.iter().filter_map(|file| root.join(file).symlink_metadata().ok());
-        let ids = metas.map(|meta| FileId { device: meta.dev(), inode: meta.ino() }).collect();
+        let ids = metas.map(|meta| FileId::of(&meta)).collect();
         Self { files, ids, young }
     }
 }

@@ -1,7 +1,6 @@
 //! One listing of a folder: which manifests there are, and why there may be more.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::FileId;
@@ -97,7 +96,7 @@ pub(super) fn root_of(root: &Path) -> Result<(PathBuf, FileId), String> {
         Ok((canonical.clone(), canonical.metadata()?))
     };
     match look() {
-        Ok((canonical, meta)) if meta.is_dir() => Ok((canonical, FileId { device: meta.dev(), inode: meta.ino() })),
+        Ok((canonical, meta)) if meta.is_dir() => Ok((canonical, FileId::of(&meta))),
         Ok(_) => Err(format!("{} is no folder", root.display())),
         Err(error @ io::Error { .. }) => Err(format!("the folder {} cannot be read: {error}", root.display())),
     }

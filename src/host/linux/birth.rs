@@ -12,9 +12,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
 use nix::libc;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
+};
 
 /// What a child is to become.
 pub(super) struct Program {
@@ -45,14 +50,9 @@ pub(super) struct Child {
     pub(super) pidfd: OwnedFd,
 }
 
-/// How a child is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// In its cgroup at once: Linux 5.7.
-    Cloned,
-    /// Where that cannot be, or a filter of system calls does not let us.
-    Forked,
-}
+/// How long a child may take to become its program. It takes microseconds, but for a program on a disk that hangs or a cgroup
+/// above ours that is frozen, and no other VMM can be born meanwhile.
+const TIME_TO_EXEC: Duration = Duration::from_secs(10);
 
 /// Starts `program` in the cgroup of this folder. `prepare` runs in the child, before the program.
 ///
@@ -61,30 +61,27 @@ enum Way {
 /// nothing, takes no lock, and does not panic.
 ///
 /// # Errors
-/// That of the program's exec, of `prepare`, of joining the cgroup, or of making a child at all.
+/// That of the program's exec, of `prepare`, of joining the cgroup, or of making a child at all; `TimedOut` if it did not
+/// become its program in time, and was killed.
 pub(super) unsafe fn spawn(
     program: &Program,
     cgroup: Option<&File>,
     prepare: impl Fn() -> io::Result<()>,
 ) -> io::Result<Child> {
     // SAFETY: as the caller promises.
-    match unsafe { spawn_by(Way::Cloned, program, cgroup, &prepare) } {
-        // In this order: an old kernel, a filter, flags and a size of arguments that an old kernel does not know.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG)) => {
-            // SAFETY: as the caller promises.
-            unsafe { spawn_by(Way::Forked, program, cgroup, &prepare) }
-        }
-        result => result,
-    }
+    unsafe { spawn_by(true, program, cgroup, &prepare, TIME_TO_EXEC) }
 }
 
+/// The same, by clone3(2) where it `may_clone`, within this time.
+///
 /// # Safety
 /// As for [`spawn`].
 unsafe fn spawn_by(
-    way: Way,
+    may_clone: bool,
     program: &Program,
     cgroup: Option<&File>,
     prepare: &impl Fn() -> io::Result<()>,
+    time_to_exec: Duration,
 ) -> io::Result<Child> {
     let pointers = |texts: &[CString]| -> Vec<*const c_char> {
         texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
@@ -93,16 +90,12 @@ unsafe fn spawn_by(
     let (arguments, environment) = (pointers(&program.arguments), pointers(&program.environment));
     let (mut told, tell) = io::pipe()?;
     let cgroup = cgroup.map(AsRawFd::as_raw_fd);
-    let mut pidfd: RawFd = -1;
     // SAFETY: what follows in the child is async-signal-safe.
-    let pid = match way {
-        Way::Cloned => unsafe { clone_into(cgroup, &mut pidfd) },
-        Way::Forked => unsafe { libc::fork() },
-    };
-    if pid == 0 {
-        let joined = match cgroup {
+    let born = unsafe { give_birth(may_clone, cgroup) };
+    let Born::Parent(child) = born else {
+        let joined = match (born, cgroup) {
             // SAFETY: an open folder of the caller's.
-            Some(folder) if way == Way::Forked => unsafe { join(folder) },
+            (Born::ChildOutside, Some(folder)) => unsafe { join(folder) },
             _ => Ok(()),
         };
         let error = joined.and_then(|()| prepare()).err().unwrap_or_else(|| {
@@ -116,58 +109,130 @@ unsafe fn spawn_by(
             libc::write(tell.as_raw_fd(), number.as_ptr().cast(), number.len());
             libc::_exit(127);
         }
-    }
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let pidfd = match way {
-        // SAFETY: the kernel made it for us, and nobody else knows of it.
-        Way::Cloned => unsafe { OwnedFd::from_raw_fd(pidfd) },
-        Way::Forked => pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?,
     };
+    let child = child?;
     drop(tell);
+    if !is_readable(&told, time_to_exec).unwrap_or(false) {
+        let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+        // Not for long: what hangs may outlive its SIGKILL for a while. It becomes nothing but dead.
+        let _ = is_readable(&child.pidfd, Duration::from_millis(100));
+        let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let what = format!("it was not its program after {time_to_exec:?}: a disk hangs, or a cgroup is frozen");
+        return Err(super::error(io::ErrorKind::TimedOut, what));
+    }
     let mut number = [0; size_of::<c_int>()];
     match told.read_exact(&mut number) {
         Ok(()) => {
-            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
             Err(io::Error::from_raw_os_error(c_int::from_ne_bytes(number)))
         }
         // Closed by its exec, or because somebody killed it: whoever looks at it finds out.
-        Err(_) => Ok(Child { pid, pidfd }),
+        Err(_) => Ok(child),
     }
 }
 
-/// clone3(2): the pid in the parent, 0 in the child, and -1 with errno set.
+/// Whether there is something to read, or the end of it, within this time. Of a pidfd: whether its process ends.
+fn is_readable(file: &impl AsFd, time: Duration) -> io::Result<bool> {
+    let until = Instant::now() + time;
+    loop {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            answered => return Ok(answered? > 0),
+        }
+    }
+}
+
+/// Who one is after a fork.
+enum Born {
+    /// The one that forked: its child, or why there is none.
+    Parent(io::Result<Child>),
+    /// The child, in its cgroup already.
+    Child,
+    /// The child, in the cgroup of its parent.
+    ChildOutside,
+}
+
+/// Makes a child that is a copy of us: in its cgroup at once, where the kernel (Linux 5.7) and its filters of system calls
+/// let us; else it joins its cgroup itself.
 ///
 /// # Safety
 /// As for fork(2).
-unsafe fn clone_into(cgroup: Option<RawFd>, pidfd: &mut RawFd) -> libc::pid_t {
+unsafe fn give_birth(may_clone: bool, cgroup: Option<RawFd>) -> Born {
+    // Nothing reaches the child before it is in a session of its own: a Ctrl-C would end it, with no handler of ours left. It
+    // lets go of what came meanwhile, and sets a mask of its own.
+    // SAFETY: both sets live.
+    let before = unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        before
+    };
+    // SAFETY: as the caller promises.
+    let born = if may_clone { unsafe { clone_into(cgroup) } } else { None };
+    // SAFETY: as the caller promises.
+    let born = born.unwrap_or_else(|| unsafe { fork() });
+    if matches!(born, Born::Parent(_)) {
+        // SAFETY: a set that lives.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    }
+    born
+}
+
+/// clone3(2). `None` where it is not to be had: an old kernel, a filter, flags and a size of arguments that an old kernel
+/// does not know.
+///
+/// # Safety
+/// As for fork(2).
+unsafe fn clone_into(cgroup: Option<RawFd>) -> Option<Born> {
     let flag = |flag: c_int| u64::from(flag.cast_unsigned());
+    let mut pidfd: RawFd = -1;
     // SAFETY: a structure of plain numbers, for which zeros mean that nothing is asked for.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     // Handlers are ours, and would write to pipes that we share until the exec.
     arguments.flags = flag(libc::CLONE_PIDFD) | CLONE_CLEAR_SIGHAND;
-    arguments.pidfd = std::ptr::from_mut(pidfd).expose_provenance() as u64;
+    arguments.pidfd = std::ptr::from_mut(&mut pidfd).expose_provenance() as u64;
     arguments.exit_signal = flag(libc::SIGCHLD);
     if let Some(folder) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = flag(folder);
     }
-    // Nothing reaches the child before it is in a session of its own: a Ctrl-C would end it, with no handler of ours left. It
-    // lets go of what came meanwhile, and sets a mask of its own.
-    // SAFETY: both sets live. The kernel reads as many bytes as it is told, and writes to `pidfd`, which lives.
-    unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let pid = libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>());
-        if pid != 0 {
-            let error = io::Error::last_os_error();
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-            *libc::__errno_location() = error.raw_os_error().unwrap_or(0);
+    // SAFETY: the kernel reads as many bytes as it is told, and writes to `pidfd`, which lives.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    match i32::try_from(pid).unwrap_or(-1) {
+        0 => Some(Born::Child),
+        1.. => {
+            // SAFETY: the kernel made it for us, and nobody else knows of it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Some(Born::Parent(Ok(Child { pid: i32::try_from(pid).unwrap_or(-1), pidfd })))
         }
-        libc::pid_t::try_from(pid).unwrap_or(-1)
+        _ => {
+            let error = io::Error::last_os_error();
+            let is_missing =
+                matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG));
+            (!is_missing).then_some(Born::Parent(Err(error)))
+        }
     }
+}
+
+/// # Safety
+/// As for fork(2).
+unsafe fn fork() -> Born {
+    // SAFETY: as the caller promises.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        return Born::ChildOutside;
+    }
+    let Some(own) = Pid::from_raw(pid).filter(|_| pid > 0) else {
+        return Born::Parent(Err(io::Error::last_os_error()));
+    };
+    let child = pidfd_open(own, PidfdFlags::empty()).map(|pidfd| Child { pid, pidfd }).map_err(|error| {
+        #[expect(clippy::disallowed_methods, reason = "no pidfd is to be had, and its number is its own until we wait")]
+        let _ = kill_process(own, Signal::KILL);
+        let _ = waitid(WaitId::Pid(own), WaitIdOptions::EXITED);
+        error.into()
+    });
+    Born::Parent(child)
 }
 
 /// `CLONE_CLEAR_SIGHAND` and `CLONE_INTO_CGROUP` of linux/sched.h. They do not fit the type that the library gives them.
@@ -206,25 +271,25 @@ mod tests {
 
     #[test]
     fn both_ways_start_the_program_with_its_arguments_and_nothing_else_around_it() {
-        for way in [Way::Cloned, Way::Forked] {
+        for may_clone in [true, false] {
             let script = r#"[ "$NAME" = value ] && [ -z "$HOME" ] && exit 7"#;
             // SAFETY: it does nothing.
-            let child = unsafe { spawn_by(way, &shell(script), None, &|| Ok(())) }.unwrap();
-            assert_eq!(wait(&child), Some(7), "{way:?}");
+            let child = unsafe { spawn_by(may_clone, &shell(script), None, &|| Ok(()), TIME_TO_EXEC) }.unwrap();
+            assert_eq!(wait(&child), Some(7), "may clone: {may_clone}");
         }
     }
 
     #[test]
     fn what_goes_wrong_before_the_program_runs_is_told_and_no_zombie_stays() {
         let missing = Program::new(OsStr::new("/no/such/program"), [].into_iter(), &[]).unwrap();
-        for way in [Way::Cloned, Way::Forked] {
+        for may_clone in [true, false] {
             // SAFETY: it does nothing.
-            let error = unsafe { spawn_by(way, &missing, None, &|| Ok(())) }.err().unwrap();
-            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{way:?}");
+            let error = unsafe { spawn_by(may_clone, &missing, None, &|| Ok(()), TIME_TO_EXEC) }.err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "may clone: {may_clone}");
             // SAFETY: an error with a number takes no memory.
             let refused = || Err(io::Error::from_raw_os_error(libc::EDEADLK));
-            let error = unsafe { spawn_by(way, &shell("exit 0"), None, &refused) }.err().unwrap();
-            assert_eq!(error.raw_os_error(), Some(libc::EDEADLK), "{way:?}");
+            let error = unsafe { spawn_by(may_clone, &shell("exit 0"), None, &refused, TIME_TO_EXEC) }.err().unwrap();
+            assert_eq!(error.raw_os_error(), Some(libc::EDEADLK), "may clone: {may_clone}");
         }
         let own = std::fs::read_to_string("/proc/thread-self/children").expect("a kernel with PROC_CHILDREN");
         for pid in own.split_ascii_whitespace() {
@@ -236,9 +301,31 @@ mod tests {
     #[test]
     fn a_folder_that_is_no_cgroup_is_no_place_to_be_born_in() {
         let folder = File::open("/").unwrap();
-        for way in [Way::Cloned, Way::Forked] {
+        for may_clone in [true, false] {
             // SAFETY: it does nothing.
-            assert!(unsafe { spawn_by(way, &shell("exit 0"), Some(&folder), &|| Ok(())) }.is_err(), "{way:?}");
+            assert!(
+                unsafe { spawn_by(may_clone, &shell("exit 0"), Some(&folder), &|| Ok(()), TIME_TO_EXEC) }.is_err(),
+                "may clone: {may_clone}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_child_that_hangs_before_it_is_its_program_is_killed_and_keeps_nobody_waiting() {
+        let time = Duration::from_millis(50);
+        for may_clone in [true, false] {
+            let (mut told, tell) = io::pipe().unwrap();
+            let hangs = || {
+                // SAFETY: a plain system call.
+                unsafe { libc::pause() };
+                Ok(())
+            };
+            // SAFETY: it makes a system call only.
+            let error = unsafe { spawn_by(may_clone, &shell("exit 0"), None, &hangs, time) }.err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "may clone: {may_clone}");
+            drop(tell);
+            // Its copy of the other end goes with it.
+            assert_eq!(told.read(&mut [0]).unwrap(), 0, "may clone: {may_clone}");
         }
     }
 

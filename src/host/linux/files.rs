@@ -101,7 +101,7 @@ pub(super) fn stamp(path: &Path) -> io::Result<Option<FileStamp>> {
 /// The stamp of the file that this was asked of.
 pub(super) fn stamp_of(metadata: &fs::Metadata) -> FileStamp {
     FileStamp {
-        id: FileId { device: metadata.dev(), inode: metadata.ino() },
+        id: FileId::of(metadata),
         bytes: metadata.len(),
         mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
     }
@@ -119,7 +119,7 @@ pub(super) fn exists(path: &Path) -> io::Result<bool> {
 /// Device and inode of what this path leads to.
 pub(super) fn file_id(path: &Path) -> io::Result<Option<FileId>> {
     match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(FileId { device: metadata.dev(), inode: metadata.ino() })),
+        Ok(metadata) => Ok(Some(FileId::of(&metadata))),
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     }

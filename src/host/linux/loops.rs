@@ -233,7 +233,7 @@ fn open_backing(request: &LoopRequest) -> io::Result<File> {
     let path = request.file.display();
     let file = options.open(&request.file).map_err(|error| super::error(error.kind(), format!("{path}: {error}")))?;
     let metadata = file.metadata()?;
-    if (FileId { device: metadata.dev(), inode: metadata.ino() }) != request.backing {
+    if FileId::of(&metadata) != request.backing {
         let text = format!("{path} is another file now than when it was looked at");
         return Err(super::error(io::ErrorKind::StaleNetworkFileHandle, text));
     }
