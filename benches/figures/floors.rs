@@ -46,6 +46,13 @@ fn say_ready() {
     out.write_all(b"!").and_then(|()| out.flush()).expect("whoever started it listens");
 }
 
+/// Who is waited for by a scope of threads may find itself unparked afterwards.
+fn wait_for_the_end() {
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Runs one, for as long as it is not killed.
 pub fn main(name: &str, args: &[String]) {
     match name {
@@ -99,7 +106,7 @@ fn death(pid: i32, file: &Path) {
     say_ready();
     poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).expect("its end");
     File::create(file).expect("a file");
-    std::thread::park();
+    wait_for_the_end();
 }
 
 /// The manifests, parsed and kept.
@@ -108,7 +115,7 @@ fn memory(manifests: &Path) {
     let desired =
         stead::desired::load::Loader::new(source, manifests.to_owned()).load(&std::collections::BTreeSet::new());
     say_ready();
-    std::thread::park();
+    wait_for_the_end();
     drop(desired);
 }
 

@@ -1,5 +1,7 @@
 //! How costs grow with the number of VMs.
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::Size;
 use crate::fleet::Fleet;
 use crate::measure::Samples;
@@ -54,7 +56,7 @@ pub fn take(size: Size) -> Vec<Curve> {
     let mut fleet = Fleet::new();
     fleet.host.start_daemon();
     let mut pass = Vec::new();
-    for vms in [size.vms, size.vms * 3, size.vms * 10] {
+    for vms in [size.vms, size.vms * 3, (size.vms * 10).min(most_vms())] {
         // Not while it makes a pass each second.
         fleet.host.set_env("STEAD_RESYNC", "10m");
         fleet.host.kill_daemon();
@@ -82,6 +84,12 @@ pub fn take(size: Size) -> Vec<Curve> {
             is_per_vm: true,
         },
     ]
+}
+
+/// So many VMs at most may be watched with the open files of this process: each takes two. A few hundred are for all else.
+fn most_vms() -> usize {
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    usize::try_from(limit.saturating_sub(400) / 2).unwrap_or(usize::MAX)
 }
 
 /// A new VM among `count`, again and again; the median.

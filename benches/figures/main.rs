@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     // Ten thousand VMs take twenty thousand open files: what stead takes of its own is what its hard limit allows.
     let files = Rlimit { current: Some(1 << 16), maximum: Some(1 << 16) };
     if let Err(error) = setrlimit(Resource::Nofile, files) {
-        eprintln!("open files stay limited, and ten thousand VMs may be too many: {error}");
+        eprintln!("open files stay limited, and so do the VMs of the growth curves: {error}");
     }
     let is_wanted = |id: &str| wanted.is_empty() || wanted.iter().any(|name| *name == id);
     let mut figures: Vec<Figure> = Vec::new();
