@@ -4,10 +4,12 @@
 
 mod lock;
 mod parse;
+mod sources;
 mod state_dir;
 
 pub use lock::{LockError, StateLock};
 pub use parse::{ParseError, parse_bytes, parse_duration};
+pub use sources::{ConfigurationError, Source, SourceKind, read_sources};
 pub use state_dir::{Access, StateError, open_state};
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use crate::plan::Policy;
 
 /// Where manifests are read when nobody says otherwise, as root.
 const ROOT_MANIFESTS: &str = "/etc/stead/manifests";
+/// The configuration file when nobody says otherwise, as root.
+const ROOT_CONFIGURATION: &str = "/etc/stead/config.yaml";
 /// STATE when nobody says otherwise, as root.
 const ROOT_STATE: &str = "/var/lib/stead";
 /// RUN when nobody says otherwise, as root.
@@ -25,8 +29,8 @@ const ROOT_RUN: &str = "/run/stead";
 /// Everything a user can set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The folder of manifests.
-    pub manifests: PathBuf,
+    /// Where manifests come from.
+    pub sources: Vec<Source>,
     /// STATE, as it was named.
     pub state_dir: PathBuf,
     /// RUN, to which the state's own folder is added.
@@ -128,6 +132,14 @@ impl Environment {
             return Some(ROOT_MANIFESTS.into());
         }
         Some(self.xdg(self.config_home.as_deref(), ".config")?.join("stead/manifests"))
+    }
+
+    /// The configuration file when nobody says otherwise.
+    pub fn default_configuration(&self) -> Option<PathBuf> {
+        if self.uid == 0 {
+            return Some(ROOT_CONFIGURATION.into());
+        }
+        Some(self.xdg(self.config_home.as_deref(), ".config")?.join("stead/config.yaml"))
     }
 
     /// STATE when nobody says otherwise.

@@ -54,6 +54,20 @@ pub enum Request {
     },
     /// Free the kernel objects that nothing accounts for.
     Gc,
+    /// Follow a git source now, and tell how that went.
+    Sync {
+        /// Its name.
+        source: String,
+    },
+    /// Put an earlier commit of a git source in force.
+    RollBack {
+        /// Its name.
+        source: String,
+        /// How the commit's id begins; the one before, if none is named.
+        commit: Option<String>,
+        /// Follow the repository again instead.
+        release: bool,
+    },
     /// Take over the VMs that another manager left in this folder.
     Adopt {
         /// The folder, absolute.

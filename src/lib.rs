@@ -22,6 +22,7 @@ pub mod reconcile;
 pub mod spec;
 pub mod state;
 pub mod status;
+pub mod sync;
 pub mod time;
 pub mod vmm;
 pub mod wakeups;

@@ -9,6 +9,7 @@ mod engine;
 mod passes;
 mod requests;
 mod starts;
+mod syncs;
 mod upkeep;
 mod worker;
 
@@ -21,10 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::act::image_locks::ImageLocks;
 use crate::act::{Actor, Wake};
-use crate::config::Settings;
+use crate::config::{Settings, Source, SourceKind};
 use crate::control::{self, Reply, Request};
-use crate::desired::load::Loader;
-use crate::desired::watch::Watch;
+use crate::desired::sources::{Content, Number, Sources};
 use crate::desired::{Desired, Problem, SourceName};
 use crate::host::{HostFacts, HostOps};
 use crate::names::{Layout, VmName};
@@ -33,10 +33,12 @@ use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Observed, ObservedVm};
 use crate::plan::{Absences, AllowPrune, Plan};
-use crate::state::{GateState, parse_gates};
+use crate::state::{GateState, SyncState, parse_gates};
+use crate::sync::{GitSource, SyncError, Syncer};
 use crate::wakeups::Reason;
 use collect::Freeing;
 use engine::Engine;
+use syncs::Syncs;
 
 /// How soon a full pass that could not be made is tried again.
 const RESYNC_RETRY: Duration = Duration::from_secs(5);
@@ -67,6 +69,8 @@ pub struct OnceOptions {
     pub allow_prune: AllowPrune,
     /// Only this VM.
     pub only: Option<VmName>,
+    /// Whether git sources are followed first.
+    pub sync: bool,
 }
 
 /// What a pass is doing, for whoever looks on.
@@ -113,6 +117,8 @@ pub struct Outcome {
     pub failures: BTreeMap<VmName, String>,
     /// What is wrong with manifests.
     pub problems: Vec<Problem>,
+    /// Why git sources could not be followed: what was in force of them stays in force.
+    pub unsynced: BTreeMap<SourceName, String>,
     /// Whether the time ran out.
     pub timed_out: bool,
 }
@@ -185,8 +191,27 @@ impl Stead {
         }
     }
 
-    fn loader(&self) -> Loader {
-        Loader::new(SourceName("manifests".to_owned()), self.settings.manifests.clone())
+    /// All sources; git sources with what is in force of them.
+    fn sources(&self) -> Sources {
+        let content = |(number, source): (Number, &Source)| match &source.kind {
+            SourceKind::Folder(path) => Content::Folder(source.name.clone(), path.clone()),
+            SourceKind::Git(_) => {
+                Content::Fixed(self.syncer(number).map(|syncer| syncer.in_force()).unwrap_or_default())
+            }
+        };
+        Sources::new(self.settings.sources.iter().enumerate().map(content))
+    }
+
+    fn git_source(&self, number: Number) -> Option<(&SourceName, &GitSource)> {
+        match self.settings.sources.get(number)? {
+            Source { name, kind: SourceKind::Git(git) } => Some((name, git)),
+            Source { kind: SourceKind::Folder(_), .. } => None,
+        }
+    }
+
+    fn syncer(&self, number: Number) -> Option<Syncer<'_>> {
+        let (name, git) = self.git_source(number)?;
+        Some(Syncer::new(&*self.host, name, git, self.layout.source(&name.0)))
     }
 
     /// What the gates remember; nothing when it cannot be read, which lets no more through than an empty window does.
@@ -232,12 +257,14 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let server = tokio::spawn(control::serve(listener, Arc::new(ToEngine(requests))));
     let host = Arc::clone(&stead.host);
 
-    let watch = Watch::start(stead.settings.manifests.clone());
+    let mut sources = stead.sources();
+    let watches = sources.watch();
     let mut hangup = signal(tokio::signal::unix::SignalKind::hangup());
     let resync = stead.settings.resync;
+    let mut syncs = Syncs::new(&stead);
     tell_of_cgroups(&*stead.host);
     // Nobody looks on: what its turns tell of their progress is in the log.
-    let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None, Some(watch.clone()));
+    let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None, sources);
     engine.settle().await;
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
@@ -245,17 +272,31 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     tokio::pin!(shutdown);
     loop {
         engine.dispatch();
+        syncs.begin_due();
+        let next_sync = syncs.next_due();
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             event = engine.event() => engine.take_in(event)?,
-            change = watch.next() => engine.take_up(&change),
-            Some((request, reply)) = asked.recv() => engine.ask(request, reply),
+            (source, change) = watches.next() => engine.take_up(source, &change),
+            Some(ended) = syncs.ended() => {
+                let mut ended = ended.map_err(ReconcileError::Worker)?;
+                syncs.take_in(&mut ended, engine.seed());
+                if let Some(desired) = ended.desired {
+                    engine.put_in_force(ended.source, desired);
+                }
+            }
+            Some((request, reply)) = asked.recv() => match request {
+                Request::Sync { .. } | Request::RollBack { .. } => syncs.ask(request, reply),
+                _ => engine.ask(request, reply),
+            },
+            () = at(next_sync) => {}
             () = tokio::time::sleep_until(next_resync) => {
-                next_resync = full_pass(&mut engine, &watch, resync, Engine::resync);
+                next_resync = full_pass(&mut engine, resync, Engine::resync);
             }
             Some(()) = hangup.recv() => {
-                next_resync = full_pass(&mut engine, &watch, resync, Engine::resync_thoroughly);
+                syncs.hurry();
+                next_resync = full_pass(&mut engine, resync, Engine::resync_thoroughly);
             }
         }
     }
@@ -283,6 +324,27 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     Ok(())
 }
 
+/// Resolves at this moment; never, if there is none.
+async fn at(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Follows every git source once. Gives why some could not be.
+async fn follow_all(stead: &Stead) -> Result<BTreeMap<SourceName, String>, ReconcileError> {
+    let mut syncs = Syncs::new(stead);
+    let mut unsynced = BTreeMap::new();
+    syncs.begin_due();
+    while let Some(ended) = syncs.ended().await {
+        let mut ended = ended.map_err(ReconcileError::Worker)?;
+        let failure = syncs.take_in(&mut ended, 0);
+        unsynced.extend(stead.git_source(ended.source).and_then(|(name, _)| Some((name.clone(), failure?))));
+    }
+    Ok(unsynced)
+}
+
 /// Says once, at the beginning, what VMs must do without.
 fn tell_of_cgroups(host: &dyn HostOps) {
     match host.cgroup_facts() {
@@ -298,11 +360,9 @@ fn tell_of_cgroups(host: &dyn HostOps) {
 /// Lists and wakes everything; when to do so again. That it cannot be done now is no reason to leave the VMs alone.
 fn full_pass(
     engine: &mut Engine,
-    watch: &Watch,
     resync: Duration,
     pass: fn(&mut Engine) -> Result<(), ReconcileError>,
 ) -> tokio::time::Instant {
-    watch.rearm_if_replaced();
     let wait = match pass(engine) {
         Ok(()) => jittered(resync, engine.seed()),
         Err(error) => {
@@ -322,7 +382,9 @@ pub async fn once(
 ) -> Result<Outcome, ReconcileError> {
     let give_up = tokio::time::Instant::now() + options.timeout;
     let leave_at = give_up + END_BOUND;
-    let (mut engine, mut steps) = Engine::new(stead.clone(), options.allow_prune, options.only.clone(), None);
+    let unsynced = if options.sync { follow_all(stead).await? } else { BTreeMap::new() };
+    let (mut engine, mut steps) =
+        Engine::new(stead.clone(), options.allow_prune, options.only.clone(), stead.sources());
     engine.settle().await;
     engine.wake_all(Reason::Startup)?;
     let mut timed_out = false;
@@ -357,13 +419,12 @@ pub async fn once(
     while let Ok(step) = steps.try_recv() {
         progress(step);
     }
-    Ok(engine.outcome(timed_out))
+    Ok(Outcome { unsynced, ..engine.outcome(timed_out) })
 }
 
 /// What would be done, without doing any of it. Needs no lock: it changes nothing.
 pub fn preview(stead: &Stead, allow: AllowPrune) -> Result<Preview, ReconcileError> {
-    let mut loader = stead.loader();
-    let desired = loader.load(&std::collections::BTreeSet::new());
+    let desired = stead.sources().load();
     let mut observed = look(stead, None)?;
     let (cache, scan, shared) = (HandleCache::default(), ProcessScan::default(), SharedLook::many());
     let looker = stead.looker(&cache, &scan);
@@ -397,7 +458,7 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
     let (cache, scan) = (HandleCache::default(), ProcessScan::default());
     Ok(match request {
         Request::Restart { .. } | Request::Delete { .. } => {
-            let desired = stead.loader().load(&std::collections::BTreeSet::new());
+            let desired = stead.sources().load();
             requests::record(stead, &stead.looker(&cache, &scan), &desired, request)
         }
         Request::Approve { digest } => {
@@ -412,8 +473,17 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
                 Err(error) => requests::refused(format!("looking for orphans: {error}")),
             }
         }
+        Request::Sync { .. } | Request::RollBack { .. } => syncs::carry_out(stead, request),
         Request::Ping => requests::pong(),
     })
+}
+
+/// What is remembered of a git source.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn sync_state(stead: &Stead, name: &SourceName, git: &GitSource) -> Result<SyncState, SyncError> {
+    Syncer::new(&*stead.host, name, git, stead.layout.source(&name.0)).record()
 }
 
 /// The kernel objects that nothing accounts for, without freeing or noting any.

@@ -14,14 +14,14 @@ mod mortal;
 
 use std::path::PathBuf;
 
-use stead::config::Settings;
+use stead::config::{Settings, Source};
 
 use bed::{Host, Vmm, bed, manifest};
 use mortal::Mortal;
 
 fn settings(host: &Host) -> Settings {
     Settings {
-        manifests: host.manifests(),
+        sources: vec![Source::manifests(host.manifests())],
         state_dir: host.state(),
         run_dir: host.run_dir(),
         firecracker: bed("bin/firecracker"),

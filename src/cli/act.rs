@@ -35,7 +35,11 @@ pub(super) fn act(
     // Nobody was there to ask; if a `stead run` starts right now, the lock tells.
     let stead = context.actor(command)?;
     told(context, request(&stead, what)?)?;
-    once::pass(context, &stead, &OnceOptions { timeout: args.timeout, allow_prune: AllowPrune::default(), only })
+    once::pass(
+        context,
+        &stead,
+        &OnceOptions { timeout: args.timeout, allow_prune: AllowPrune::default(), only, sync: false },
+    )
 }
 
 pub(super) fn told(context: &Context, reply: Reply) -> Result<Exit, CliError> {

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, Write};
 
 use super::{Exit, Term};
-use crate::config::{LockError, StateError};
+use crate::config::{ConfigurationError, LockError, StateError};
 use crate::control::ControlError;
 use crate::reconcile::ReconcileError;
 
@@ -14,6 +14,9 @@ pub enum CliError {
     /// The state cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The configuration is no good.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
     /// Its lock was not got.
     #[error(transparent)]
     Lock(#[from] LockError),

@@ -46,9 +46,10 @@ impl Exit {
             Ending::Shown(plan) if plan.is_empty() => Self::Converged,
             Ending::Shown(_) => Self::Pending,
             Ending::Passed(outcome) => {
-                let Outcome { plan, changes: _, failures, problems, timed_out } = outcome;
+                let Outcome { plan, changes: _, failures, problems, unsynced, timed_out } = outcome;
                 let held = holds.any(|hold| !hold.is_at_rest());
-                let settled = plan.is_empty() && failures.is_empty() && problems.is_empty() && !*timed_out && !held;
+                let is_read = problems.is_empty() && unsynced.is_empty();
+                let settled = plan.is_empty() && failures.is_empty() && is_read && !*timed_out && !held;
                 if settled { Self::Converged } else { Self::Unconverged }
             }
         }

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::{CliError, ColorChoice};
 use crate::config::{
-    DEFAULT_PARALLEL, Environment, QemuAccel, Settings, default_starting, parse_bytes, parse_duration,
+    DEFAULT_PARALLEL, Environment, QemuAccel, Settings, Source, default_starting, parse_bytes, parse_duration,
+    read_sources,
 };
 use crate::plan::Policy;
 
@@ -25,7 +26,11 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Flags {
-    /// Folder of manifests [default: /etc/stead/manifests as root, else in XDG_CONFIG_HOME]
+    /// File that says where manifests come from [default: /etc/stead/config.yaml as root, else in XDG_CONFIG_HOME]
+    #[arg(long, env = "STEAD_CONFIG", hide_env_values = true, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Folder of manifests, whatever the configuration says [default: /etc/stead/manifests as root, else in XDG_CONFIG_HOME]
     #[arg(long, env = "STEAD_MANIFESTS", hide_env_values = true, global = true, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
@@ -173,12 +178,11 @@ impl Flags {
             message: format!("there is no default for --{flag}: HOME is not set"),
             hint: Some(format!("set HOME, or --{flag}")),
         };
-        let manifests = self.manifests.clone().or_else(|| environment.default_manifests());
         let state_dir = self.state_dir.clone().or_else(|| environment.default_state_dir());
         let state_dir = state_dir.ok_or_else(|| homeless("state-dir"))?;
         let run_dir = self.run_dir.clone().unwrap_or_else(|| environment.default_run_dir(&state_dir));
         Ok(Settings {
-            manifests: manifests.ok_or_else(|| homeless("manifests"))?,
+            sources: self.sources(environment)?.ok_or_else(|| homeless("manifests"))?,
             run_dir,
             state_dir,
             firecracker: self.firecracker.clone(),
@@ -199,6 +203,26 @@ impl Flags {
                 ..Policy::default()
             },
         })
+    }
+}
+
+impl Flags {
+    /// Where manifests come from: the folder that was named, else what the configuration says, else the usual folder.
+    fn sources(&self, environment: &Environment) -> Result<Option<Vec<Source>>, CliError> {
+        if let Some(folder) = &self.manifests {
+            return Ok(Some(vec![Source::manifests(folder.clone())]));
+        }
+        let default = environment.default_configuration();
+        let read = self.config.as_ref().or(default.as_ref()).map(|file| (file, read_sources(file)));
+        match read {
+            Some((_, Err(error))) => Err(error.into()),
+            Some((_, Ok(Some(sources)))) => Ok(Some(sources)),
+            Some((file, Ok(None))) if self.config.is_some() => Err(CliError::Usage {
+                message: format!("there is no {}", file.display()),
+                hint: Some("leave --config out, or name the file that is there".to_owned()),
+            }),
+            _ => Ok(environment.default_manifests().map(|folder| vec![Source::manifests(folder)])),
+        }
     }
 }
 

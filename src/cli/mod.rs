@@ -21,9 +21,12 @@ mod progress;
 mod reconcile;
 mod render;
 mod restart;
+mod rollback;
 mod run;
 mod sanitize;
 mod schema;
+mod sources;
+mod sync;
 mod table;
 mod term;
 mod validate;
@@ -94,6 +97,12 @@ pub enum Command {
     Adopt(adopt::Args),
     /// Let deletions through that a safety gate holds back
     Approve(approve::Args),
+    /// Show where manifests come from, and which commits are in force
+    Sources(sources::Args),
+    /// Fetch git sources now
+    Sync(sync::Args),
+    /// Put an earlier commit of a git source in force
+    Rollback(rollback::Args),
     /// Free what VMs left in the kernel and nothing accounts for
     Gc(gc::Args),
     /// Check manifests without touching the host
@@ -159,6 +168,9 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Delete(args) => delete::execute(context, args),
         Command::Adopt(args) => adopt::execute(context, &args),
         Command::Approve(args) => approve::execute(context, args),
+        Command::Sources(args) => sources::execute(context, &args),
+        Command::Sync(args) => sync::execute(context, &args),
+        Command::Rollback(args) => rollback::execute(context, args),
         Command::Gc(args) => gc::execute(context, &args),
         Command::Validate(args) => validate::execute(context, &args),
         Command::Schema(_) => schema::execute(context),

@@ -26,6 +26,9 @@ pub(super) fn pass(context: &Context, stead: &Stead, options: &OnceOptions) -> R
     runtime.shutdown_background();
     reporter.clear();
     let outcome = ended?;
+    for (source, why) in &outcome.unsynced {
+        reporter.complain(&format!("{source}: not followed, what was in force stays in force: {why}"));
+    }
     for problem in &outcome.problems {
         reporter.complain(&parts::problem_text(problem, context.term.err.color));
     }

@@ -49,5 +49,5 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         return plan::show(context, &stead, allow_prune, plan::Output::Text);
     }
     let stead = context.actor("reconcile")?;
-    once::pass(context, &stead, &OnceOptions { timeout, allow_prune, only: None })
+    once::pass(context, &stead, &OnceOptions { timeout, allow_prune, only: None, sync: true })
 }

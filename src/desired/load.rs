@@ -109,6 +109,21 @@ impl Loader {
         self.list(&Unsettled::new(&self.root.clone(), unsettled, true))
     }
 
+    /// The folder, as it was named.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether a valid declaration names this image.
+    pub(super) fn names_image(&self, image: &Path) -> bool {
+        self.totals.images.contains_key(image)
+    }
+
+    /// What the last reading found.
+    pub fn as_read(&self) -> Desired {
+        self.collect()
+    }
+
     /// Files that the last reading left alone only because they were written within [`QUIET`].
     pub fn young(&self) -> &BTreeSet<PathBuf> {
         &self.young
@@ -234,6 +249,21 @@ pub fn load_text(source: SourceName, path: &Path, text: &str) -> Desired {
     let mut loader = Loader::new(source, PathBuf::new());
     loader.keep(path.to_owned(), Reading::Read(Cached::of_text(path, text)));
     loader.collect()
+}
+
+/// Reads files that lie in no folder: what each holds, by its path.
+pub fn load_files(source: &SourceName, files: impl IntoIterator<Item = (PathBuf, Vec<u8>)>) -> Desired {
+    let mut loader = Loader::new(source.clone(), PathBuf::new());
+    for (path, bytes) in files {
+        let cached = Cached::of_bytes(&path, bytes);
+        loader.keep(path, Reading::Read(cached));
+    }
+    loader.collect()
+}
+
+/// Whether a file of this path below a source's folder is read.
+pub fn is_manifest(below: &Path) -> bool {
+    walk::is_manifest_name(below) && !below.iter().any(walk::is_hidden)
 }
 
 /// Reads files and folders that a user names, as `stead validate` does. Problems carry the paths as they were named.

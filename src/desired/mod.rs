@@ -6,6 +6,7 @@
 pub mod delta;
 pub mod load;
 pub mod manifest;
+pub mod sources;
 pub mod structure;
 pub mod validate;
 pub mod watch;
@@ -35,6 +36,24 @@ pub struct Desired {
     pub images: BTreeMap<PathBuf, FileId>,
     /// Everything wrong with any manifest, ordered by place.
     pub problems: Vec<Problem>,
+}
+
+impl Desired {
+    /// What this and another source declare, together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        let Self { sources, vms, images, problems } = other;
+        self.sources.extend(sources);
+        for (name, declarations) in vms {
+            let all = self.vms.entry(name).or_default();
+            all.extend(declarations);
+            all.sort_by(|a, b| a.origin.cmp(&b.origin));
+        }
+        self.images.extend(images);
+        self.problems.extend(problems);
+        self.problems.sort();
+        self
+    }
 }
 
 /// The name of a source of manifests.

@@ -7,6 +7,7 @@ pub mod devices;
 pub mod linux;
 pub mod sim;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -347,6 +348,39 @@ pub trait HostView: devices::DeviceView {
     fn program_version(&self, vmm: VmmKind, program: &Program) -> Option<String>;
 }
 
+/// A program that is run to its end.
+pub struct ProgramRequest<'a> {
+    /// Which, by its path or by its name in our `PATH`.
+    pub program: &'a Path,
+    /// Its arguments, without its own name.
+    pub arguments: Vec<OsString>,
+    /// Its whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The folder it is run in.
+    pub folder: &'a Path,
+    /// What it reads from its standard input.
+    pub input: &'a [u8],
+    /// How long it may take, with everything that it starts.
+    pub bound: Duration,
+    /// The most bytes that it may write to any one file, its output among them.
+    pub file_max: u64,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone)]
+pub struct ProgramOutput {
+    /// Whether it ended by itself, and said that all went well.
+    pub success: bool,
+    /// Whether its time was over.
+    pub timed_out: bool,
+    /// Its exit status; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to its standard output.
+    pub output: Vec<u8>,
+    /// The beginning of what it wrote to its standard error.
+    pub errors: String,
+}
+
 /// What can be done. Each call says whether it changed anything, and succeeds when there was nothing to do.
 pub trait HostOps: HostView + devices::DeviceOps {
     /// Makes a folder of stead's own (0700) with its parents; true when it was not there.
@@ -371,6 +405,9 @@ pub trait HostOps: HostView + devices::DeviceOps {
 
     /// Cuts a log that has grown past `limit` bytes down to its newest half; true when it was cut.
     fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool>;
+
+    /// Runs a program to its end; it is killed, with all that it started, when its time is over.
+    fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput>;
 
     /// Starts a VMM in a session of its own that inherits nothing but its lock and its outputs. The lock is taken in the
     /// child before exec, so that no VMM of this VM ever lives without it.

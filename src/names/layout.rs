@@ -60,6 +60,11 @@ impl Layout {
         self.state_dir.join("trash")
     }
 
+    /// STATE/sources/NAME: the repository of a git source, and which commit of it is in force.
+    pub fn source(&self, name: &str) -> PathBuf {
+        self.state_dir.join("sources").join(name)
+    }
+
     /// STATE/vms: one folder a VM.
     pub fn vms(&self) -> PathBuf {
         self.state_dir.join("vms")

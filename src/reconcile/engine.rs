@@ -17,8 +17,7 @@ use super::upkeep::{self, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, requests};
 use crate::control::{Reply, Request};
-use crate::desired::load::Loader;
-use crate::desired::watch::Watch;
+use crate::desired::sources::Sources;
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
@@ -31,9 +30,7 @@ const STUCK_POLL: Duration = Duration::from_secs(5);
 
 pub(super) struct Engine {
     shared: Arc<Shared>,
-    loader: Loader,
-    /// Who tells of changes of the manifests; a one-shot pass has nobody.
-    watch: Option<Watch>,
+    sources: Sources,
     pub(super) agenda: Agenda,
     asked: BTreeMap<VmName, Vec<(Request, oneshot::Sender<Reply>)>>,
     adoptions: Vec<(PathBuf, oneshot::Sender<Reply>)>,
@@ -68,7 +65,7 @@ impl Engine {
         stead: Stead,
         allow: AllowPrune,
         only: Option<VmName>,
-        watch: Option<Watch>,
+        sources: Sources,
     ) -> (Self, mpsc::UnboundedReceiver<Progress>) {
         let (exits_in, exits) = mpsc::unbounded_channel();
         let (looks_in, looks) = mpsc::unbounded_channel();
@@ -76,13 +73,11 @@ impl Engine {
         if let Err(error) = stead.host.sweep_temporaries(&stead.layout.state_dir) {
             tracing::warn!("sweeping temporary files: {error}");
         }
-        let loader = stead.loader();
         let gates = stead.gates();
         let agenda = Agenda::new(stead.settings.policy.clone(), allow, only, &gates, &stead.host.now());
         let engine = Self {
             shared: Arc::new(Shared::new(stead, gates, exits_in, looks_in)),
-            loader,
-            watch,
+            sources,
             agenda,
             asked: BTreeMap::new(),
             adoptions: Vec::new(),
@@ -137,8 +132,9 @@ impl Engine {
 
     fn pass(&mut self, depth: Depth) -> Result<(), ReconcileError> {
         let (began, looks) = (Instant::now(), self.stead().host.looks());
-        if let (Some(watch), Depth::Thorough) = (&self.watch, depth) {
-            watch.cover();
+        match depth {
+            Depth::Thorough => self.sources.cover(),
+            Depth::Quick => self.sources.rearm_if_replaced(),
         }
         self.list_again();
         let recorded = self.recorded()?;
@@ -360,6 +356,10 @@ impl Engine {
             }
             Request::Adopt { dir } => self.adoptions.push((dir, reply)),
             Request::Gc => self.upkeep.ask(reply),
+            // The loop hands these to those who follow the sources.
+            Request::Sync { .. } | Request::RollBack { .. } => {
+                let _ = reply.send(requests::refused("this request is about no VM"));
+            }
             Request::Ping => {
                 let _ = reply.send(requests::pong());
             }
@@ -434,6 +434,7 @@ impl Engine {
         let failures = failures.chain(stuck).collect();
         let vms = sightings.iter().map(|(name, seen)| (name.clone(), seen.plan.clone())).collect();
         let problems = self.agenda.desired().problems.clone();
-        Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, timed_out }
+        let unsynced = BTreeMap::new();
+        Outcome { plan: Plan { vms, digest }, changes: self.changes, failures, problems, unsynced, timed_out }
     }
 }

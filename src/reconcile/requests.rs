@@ -30,9 +30,12 @@ pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, requ
             ledger.delete_requested = true;
             Ok(format!("{name} will be deleted"))
         }),
-        Request::Approve { .. } | Request::Adopt { .. } | Request::Gc | Request::Ping => {
-            refused("this request is not about one VM")
-        }
+        Request::Approve { .. }
+        | Request::Adopt { .. }
+        | Request::Sync { .. }
+        | Request::RollBack { .. }
+        | Request::Gc
+        | Request::Ping => refused("this request is not about one VM"),
     }
 }
 

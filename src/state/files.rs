@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::fields::WithUnknown;
-use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger, OrphanState};
+use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger, OrphanState, SyncState};
 use crate::names::{VmName, VmUid};
 
 /// Why a state file's content cannot be trusted. Such a file is set aside, never deleted and never obeyed.
@@ -71,6 +71,11 @@ pub fn parse_gates(bytes: &[u8]) -> Result<GateState, Flaw> {
 /// Reads orphans.json.
 pub fn parse_orphans(bytes: &[u8]) -> Result<OrphanState, Flaw> {
     parse(bytes).map(|WithUnknown(orphans, _)| orphans)
+}
+
+/// Reads the sync.json of a git source.
+pub fn parse_sync(bytes: &[u8]) -> Result<SyncState, Flaw> {
+    parse(bytes).map(|WithUnknown(sync, _)| sync)
 }
 
 /// A value as stead writes it to disk: indented JSON with a newline at the end, so that people can read and diff it.

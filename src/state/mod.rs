@@ -9,14 +9,16 @@ mod gates;
 mod handles;
 mod ledger;
 mod orphans;
+mod sync;
 
 pub use disks::DiskRecord;
 pub use fields::own_fields;
-pub use files::{Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans};
+pub use files::{Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans, parse_sync};
 pub use gates::{Approval, Deletion, GateState};
 pub use handles::{Blocked, DmHandle, Handles, LoopHandle, Phase, Stopping, TapHandle};
 pub use ledger::{Accepted, Backoff, Booted, ExitRecord, ExitStatus, Ledger};
 pub use orphans::OrphanState;
+pub use sync::{AppliedCommit, SyncFailure, SyncState};
 
 use std::borrow::Cow;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead::config::{QemuAccel, Settings};
+use stead::config::{QemuAccel, Settings, Source};
 use stead::control::{Reply, Request};
 use stead::host::HostOps;
 use stead::host::sim::{Effect, Faults, Machine, SimHost};
@@ -64,7 +64,7 @@ impl Bed {
         fs::create_dir_all(&layout.run_dir).unwrap();
         let machine = Machine::new(&layout.state_dir, &layout.run_dir, seed);
         let settings = Settings {
-            manifests: folder.join("manifests"),
+            sources: vec![Source::manifests(folder.join("manifests"))],
             state_dir: STATE.into(),
             run_dir: run,
             firecracker: "firecracker".into(),
@@ -98,6 +98,11 @@ impl Bed {
         self.machine.add_image(&file, name.as_bytes(), 8 << 20).unwrap();
     }
 
+    /// The folder of manifests.
+    pub fn manifests(&self) -> PathBuf {
+        self.file("manifests")
+    }
+
     /// A file beside the manifests.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -107,19 +112,19 @@ impl Bed {
         let mut hasher = std::hash::DefaultHasher::new();
         text.hash(&mut hasher);
         let content = PathBuf::from(format!(".all/{:016x}.yaml", hasher.finish()));
-        let file = self.settings.manifests.join(&content);
+        let file = self.manifests().join(&content);
         if !file.exists() {
             fs::write(file, text).unwrap();
         }
         // All or nothing, as good tools write.
-        let hidden = self.settings.manifests.join(".new");
+        let hidden = self.manifests().join(".new");
         std::os::unix::fs::symlink(content, &hidden).unwrap();
-        fs::rename(hidden, self.settings.manifests.join(name)).unwrap();
+        fs::rename(hidden, self.manifests().join(name)).unwrap();
     }
 
     /// The manifests that are there, by name.
     pub fn declared(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.settings.manifests).unwrap().flatten();
+        let entries = fs::read_dir(self.manifests()).unwrap().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
         names.retain(|name| !name.starts_with('.'));
         names.sort();
@@ -127,7 +132,7 @@ impl Bed {
     }
 
     pub fn remove(&self, name: &str) {
-        fs::remove_file(self.settings.manifests.join(name)).unwrap();
+        fs::remove_file(self.manifests().join(name)).unwrap();
     }
 
     pub fn stead(&self, host: &Arc<SimHost>) -> Stead {
@@ -144,7 +149,8 @@ impl Bed {
     pub fn pass(&self, faults: &Faults) -> Pass {
         let host = self.machine.life_on_one_thread(faults.clone());
         let stead = self.stead(&host);
-        let options = OnceOptions { timeout: Duration::from_secs(300), allow_prune: AllowPrune(0), only: None };
+        let options =
+            OnceOptions { timeout: Duration::from_secs(300), allow_prune: AllowPrune(0), only: None, sync: false };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let outcome = runtime.block_on(async {
             self.machine.start_clock();

@@ -70,7 +70,7 @@ async fn until(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 fn options() -> OnceOptions {
-    OnceOptions { timeout: Duration::from_secs(300), allow_prune: AllowPrune(0), only: None }
+    OnceOptions { timeout: Duration::from_secs(300), allow_prune: AllowPrune(0), only: None, sync: false }
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn declare(bed: &Bed, count: usize) {
 
 fn edit_all(bed: &Bed, from: &str, to: &str) {
     for name in bed.declared() {
-        let text = std::fs::read_to_string(bed.settings.manifests.join(&name)).unwrap();
+        let text = std::fs::read_to_string(bed.manifests().join(&name)).unwrap();
         bed.apply(&name, &text.replace(from, to));
     }
 }

@@ -129,7 +129,7 @@ async fn daemon(stead: Stead, story: impl Future<Output = ()>) {
 }
 
 async fn pass(stead: Stead) -> Outcome {
-    let options = OnceOptions { timeout: TIMEOUT, allow_prune: AllowPrune(0), only: None };
+    let options = OnceOptions { timeout: TIMEOUT, allow_prune: AllowPrune(0), only: None, sync: false };
     let mut nobody_looks_on = |_| {};
     tokio::select! {
         biased;

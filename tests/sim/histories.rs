@@ -198,10 +198,10 @@ impl History {
                 }
             }
             Step::Unmount => {
-                let (folder, away) = (&bed.settings.manifests, bed.file("away"));
-                std::fs::rename(folder, &away).unwrap();
+                let (folder, away) = (bed.manifests(), bed.file("away"));
+                std::fs::rename(&folder, &away).unwrap();
                 self.nobody_stops("a missing folder");
-                std::fs::rename(away, &self.bed.settings.manifests).unwrap();
+                std::fs::rename(away, self.bed.manifests()).unwrap();
             }
             Step::Pass => drop(bed.pass(&Faults::default())),
             Step::Disturbed { at, fault } => {

@@ -95,7 +95,8 @@ impl Race {
             };
             let host = self.bed.machine.life(some_death(random));
             let stead = self.bed.stead(&host);
-            let options = OnceOptions { timeout: Duration::from_secs(60), allow_prune: AllowPrune(0), only: None };
+            let options =
+                OnceOptions { timeout: Duration::from_secs(60), allow_prune: AllowPrune(0), only: None, sync: false };
             let mut nobody_looks_on = |_| {};
             tokio::select! {
                 biased;

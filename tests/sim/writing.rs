@@ -17,7 +17,7 @@ fn let_it_be_told() {
 fn begin() -> (Bed, String) {
     let bed = Bed::new(0);
     let text = vm(&bed, "web", "  cpus: 2\n");
-    std::fs::write(bed.settings.manifests.join("web.yaml"), &text).unwrap();
+    std::fs::write(bed.manifests().join("web.yaml"), &text).unwrap();
     bed.apply("db.yaml", &vm(&bed, "db", ""));
     bed.converge("they run");
     (bed, text)
@@ -30,7 +30,7 @@ fn is_not_read(bed: &Bed, text: &str, meanwhile: impl FnOnce()) {
     let (half, rest) = text.split_at(text.len() - "  cpus: 2\n".len());
     daemon(bed, async |_| {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut file = File::create(bed.settings.manifests.join("web.yaml")).unwrap();
+        let mut file = File::create(bed.manifests().join("web.yaml")).unwrap();
         file.write_all(half.as_bytes()).unwrap();
         let_it_be_told();
         meanwhile();

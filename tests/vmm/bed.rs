@@ -95,7 +95,7 @@ impl Host {
         self
     }
 
-    /// An environment variable of each `stead` from now on.
+    /// An environment variable of each `stead` from now on; none, if its value is empty.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.env.push((name.to_owned(), value.to_owned()));
     }
@@ -140,6 +140,9 @@ impl Host {
             .env("NO_COLOR", "1")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
+        for (name, _) in self.env.iter().filter(|(_, value)| value.is_empty()) {
+            command.env_remove(name);
+        }
         command
     }
 

@@ -9,6 +9,7 @@ mod commands;
 mod crash;
 mod disks;
 mod faults;
+mod git;
 mod hosts;
 mod kills;
 mod lifecycle;

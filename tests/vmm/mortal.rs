@@ -15,8 +15,8 @@ use stead::host::devices::{
 };
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 use stead::host::{
-    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer,
-    SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
+    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, ProgramOutput,
+    ProgramRequest, SocketPeer, SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use stead::plan::{AllowPrune, Policy};
 use stead::reconcile::{OnceOptions, Outcome, Stead, once};
@@ -67,7 +67,7 @@ impl Mortal {
 /// Settings of a stead that waits for nothing longer than it must. The folders are to be filled in.
 pub fn settings() -> Settings {
     Settings {
-        manifests: PathBuf::new(),
+        sources: Vec::new(),
         state_dir: PathBuf::new(),
         run_dir: PathBuf::new(),
         firecracker: PathBuf::new(),
@@ -92,7 +92,7 @@ pub fn pass(settings: &Settings, mortal: &Arc<Mortal>) -> Outcome {
     let host: Arc<dyn HostOps> = Arc::clone(mortal) as Arc<dyn HostOps>;
     let stead = Stead { settings: settings.clone(), layout, host };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let options = OnceOptions { timeout: Duration::from_secs(30), allow_prune: AllowPrune(0), only: None };
+    let options = OnceOptions { timeout: Duration::from_secs(30), allow_prune: AllowPrune(0), only: None, sync: false };
     let mut progress = |_| {};
     runtime.block_on(async {
         tokio::select! {
@@ -256,6 +256,9 @@ impl HostOps for Mortal {
     }
     fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool> {
         self.real.trim_log(path, limit)
+    }
+    fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
+        self.real.run_program(request)
     }
     fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {
         self.effect(|| self.real.spawn_vmm(request)).unwrap_or_else(|| {

@@ -146,6 +146,14 @@ impl Cached {
     pub(super) fn of_text(path: &Path, text: &str) -> Self {
         Self { stamp: None, is_sure: false, is_alias: false, parsed: parse(path, text) }
     }
+
+    /// The same of bytes that should be a text.
+    pub(super) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Self {
+        match text_of(bytes) {
+            Ok(text) => Self::of_text(path, &text),
+            Err((message, hint)) => unreadable(whole_file(path, &message, hint), None, false),
+        }
+    }
 }
 
 /// What a file said before stays in force; a new one may declare anything.
@@ -177,7 +185,10 @@ fn open(path: &Path) -> Result<(File, Metadata), String> {
     Ok((file, meta))
 }
 
-fn read_text(file: File, stamp: &Stamp) -> Result<String, (String, Option<&'static str>)> {
+/// Why something is no text, and what to do.
+type NoText = (String, Option<&'static str>);
+
+fn read_text(file: File, stamp: &Stamp) -> Result<String, NoText> {
     let too_large = || (format!("the file is larger than {FILE_MAX} bytes"), Some("split it; one file a VM is usual"));
     if stamp.size > FILE_MAX {
         return Err(too_large());
@@ -187,6 +198,11 @@ fn read_text(file: File, stamp: &Stamp) -> Result<String, (String, Option<&'stat
     if bytes.len() as u64 > FILE_MAX {
         return Err(too_large());
     }
+    text_of(bytes)
+}
+
+/// The text that a manifest's bytes are, or why they are none and what to do.
+fn text_of(bytes: Vec<u8>) -> Result<String, NoText> {
     if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
         return Err((format!("there is a NUL byte at offset {at}: this is no text"), None));
     }

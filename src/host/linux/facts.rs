@@ -1,20 +1,16 @@
 //! What this host has, each fact with what to do where it is missing.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
 use super::cgroup::Cgroups;
-use super::{LinuxHostConfig, device_mapper, files, spawn};
+use super::{LinuxHostConfig, device_mapper, files, programs};
 use crate::host::{FileStamp, HostFacts, Program};
 use crate::spec::VmmKind;
 use crate::vmm::{firecracker, qemu};
@@ -96,7 +92,7 @@ impl Facts {
         };
         // Locked while it runs, so that of many who ask at once one runs it.
         let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        let ask = || ask_version(program).ok().as_deref().and_then(read);
+        let ask = || programs::printed(program, "--version", VERSION_BOUND).ok().as_deref().and_then(read);
         versions.entry(stamp).or_insert_with(ask).clone()
     }
 }
@@ -122,34 +118,6 @@ fn find(wanted: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let mut folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
     folders.find_map(|folder| Some(folder.join(wanted)).filter(|path| is_program(path)))
-}
-
-/// What `PROGRAM --version` prints. A program that does not end is killed.
-fn ask_version(path: &Path) -> io::Result<String> {
-    // A file rather than a pipe: nobody has to read while it runs.
-    let output = rustix::fs::memfd_create("version", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut output = File::from(output);
-    let stdout = output.try_clone()?;
-    #[expect(clippy::disallowed_methods, reason = "this is the room that runs programs")]
-    let mut command = Command::new(path);
-    command.arg("--version").stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null()).current_dir("/");
-    let mut child = spawn::alone(|| command.spawn())?;
-    if !ends_within(child.id(), VERSION_BOUND)? {
-        child.kill()?;
-    }
-    child.wait()?;
-    output.rewind()?;
-    let mut bytes = Vec::new();
-    output.take(4096).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Whether a child of ours ends in time.
-fn ends_within(child: u32, bound: Duration) -> io::Result<bool> {
-    let pid = i32::try_from(child).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let timeout = Timespec::try_from(bound).map_err(io::Error::other)?;
-    Ok(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? > 0)
 }
 
 /// Whether KVM can be used, else what to do.

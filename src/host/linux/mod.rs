@@ -31,6 +31,7 @@ mod open_files;
 mod peer;
 pub mod proc;
 mod process;
+mod programs;
 mod spawn;
 mod tap;
 mod tap_removal;
@@ -42,8 +43,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{
-    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer,
-    SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
+    FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, ProgramOutput,
+    ProgramRequest, SocketPeer, SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
 };
 use crate::desired::FileId;
 use crate::spec::VmmKind;
@@ -236,6 +237,10 @@ impl HostOps for LinuxHost {
 
     fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool> {
         logs::trim(path, limit)
+    }
+
+    fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
+        programs::run(request)
     }
 
     fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {

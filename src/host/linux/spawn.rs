@@ -22,6 +22,9 @@ const LOCK_PAUSE_NS: i64 = 5_000_000;
 /// How the child says that the lock is held: an errno that neither clone3(2), fork(2) nor execve(2) gives.
 const LOCK_HELD: i32 = libc::EDEADLK;
 
+/// Where programs find others.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// One fork at a time: a child forked by another thread meanwhile would hold this VM's lock too until its exec.
 static FORKING: Mutex<()> = Mutex::new(());
 
@@ -69,7 +72,7 @@ fn spawn_alone(request: &SpawnRequest, cgroups: &Cgroups) -> io::Result<Child> {
         request.program.as_os_str(),
         request.args.iter().map(std::ffi::OsString::as_os_str),
         // Nor are secrets in the environment any of the VMM's business.
-        &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        &[&format!("PATH={PATH}")],
     )?;
     let open_files = open_files::given();
     let streams = [lock.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];

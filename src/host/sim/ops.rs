@@ -15,7 +15,9 @@ use crate::host::devices::{
     CgroupLimits, Copied, DeviceOps, DmDevice, DmRequest, ImageIdentity, LoopDevice, LoopRequest, TapRemoval,
     TapsRemoved,
 };
-use crate::host::{HostOps, ProcessHandle, SpawnError, SpawnRequest, VmmCommand, VmmError};
+use crate::host::{
+    HostOps, ProcessHandle, ProgramOutput, ProgramRequest, SpawnError, SpawnRequest, VmmCommand, VmmError,
+};
 use crate::spec::VmmKind;
 use crate::state::ExitStatus;
 
@@ -178,6 +180,11 @@ impl HostOps for SimHost {
 
     fn trim_log(&self, _path: &Path, _limit: u64) -> io::Result<bool> {
         Ok(false)
+    }
+
+    fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
+        let what = format!("a simulated host has no {}", request.program.display());
+        Err(io::Error::new(io::ErrorKind::Unsupported, what))
     }
 
     fn spawn_vmm(&self, request: &SpawnRequest) -> Result<ProcessHandle, SpawnError> {

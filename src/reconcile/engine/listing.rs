@@ -1,38 +1,33 @@
 //! What the manifests say, read when somebody tells that they changed and whenever else it has to be known.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-
 use super::Engine;
 use crate::desired::Desired;
 use crate::desired::delta::Delta;
 use crate::desired::load::{Reload, look_at};
-use crate::desired::watch::{Change, Watch};
+use crate::desired::sources::Number;
+use crate::desired::watch::Change;
 use crate::names::VmName;
 use crate::reconcile::agenda::{Agenda, News};
 use crate::state::GateState;
 use crate::time::Now;
 
 impl Engine {
-    /// Reads the manifests that changed, and wakes every VM whose declarations did, or that came or went.
-    pub(in crate::reconcile) fn take_up(&mut self, change: &Change) {
-        let unsettled = self.unsettled();
-        let reload = if change.everything {
-            Reload::ListAll
-        } else {
-            self.loader.reload(&change.files, &unsettled, self.agenda.desired())
-        };
-        match reload {
+    /// Reads the manifests that changed in one source, and wakes every VM whose declarations did, or that came or went.
+    pub(in crate::reconcile) fn take_up(&mut self, source: Number, change: &Change) {
+        match self.sources.reload(source, change, self.agenda.desired()) {
             Reload::Nothing => {}
             Reload::Changed(delta) => self.pass_on(|agenda, gates, now| agenda.change(delta, gates, now)),
             Reload::ListAll => {
-                if let Some(watch) = &self.watch {
-                    watch.cover();
-                }
-                let listed = self.list();
+                let listed = self.sources.list(source);
                 self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
             }
         }
+    }
+
+    /// Takes in what another commit of a git source declares.
+    pub(in crate::reconcile) fn put_in_force(&mut self, source: Number, desired: Desired) {
+        let listed = self.sources.put(source, desired);
+        self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
     }
 
     /// Hands the agenda what was read, and says what is wrong with the manifests that was not before.
@@ -49,21 +44,8 @@ impl Engine {
 
     /// Lists everything, when nothing is known to have happened in the folder.
     pub(super) fn list_again(&mut self) {
-        let listed = self.list();
+        let listed = self.sources.load_settled();
         self.pass_on(|agenda, gates, now| agenda.list_again(listed, gates, now));
-    }
-
-    fn list(&mut self) -> Desired {
-        let listed = self.loader.load_settled(&self.unsettled());
-        if let Some(watch) = &self.watch {
-            watch.look_again(self.loader.young());
-        }
-        listed
-    }
-
-    /// Manifests that somebody is writing.
-    fn unsettled(&self) -> BTreeSet<PathBuf> {
-        self.watch.as_ref().map(Watch::unsettled).unwrap_or_default()
     }
 
     /// Waits until no manifest was written within the last moments, and lists them: half a file may be a sound manifest of
@@ -72,14 +54,14 @@ impl Engine {
         const MOST_TRIES: usize = 20;
         self.list_whole();
         for _ in 0..MOST_TRIES {
-            let Some(wait) = self.loader.settle_for() else { return };
+            let Some(wait) = self.sources.settle_for() else { return };
             tokio::time::sleep(wait).await;
             self.list_whole();
         }
     }
 
     fn list_whole(&mut self) {
-        let listed = self.loader.load(&self.unsettled());
+        let listed = self.sources.load();
         self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
     }
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 
-use stead::config::Settings;
+use stead::config::{Settings, Source};
 
 use crate::inside::bed::{Fingerprint, Stead, base_image, fingerprint, firecracker, vm};
 use crate::mortal;
@@ -30,7 +30,7 @@ impl World {
 
     fn settings(&self) -> Settings {
         Settings {
-            manifests: self.stead.manifests(),
+            sources: vec![Source::manifests(self.stead.manifests())],
             state_dir: self.stead.state(),
             run_dir: "/run/stead".into(),
             firecracker: firecracker(),

@@ -1,0 +1,222 @@
+//! When each git source is asked, who waits for that, and what came of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::worker::begin;
+use super::{Stead, jittered, requests};
+use crate::config::SourceKind;
+use crate::control::{Reply, Request};
+use crate::desired::Desired;
+use crate::desired::sources::Number;
+use crate::sync::Synced;
+
+/// What is under way, and what comes next.
+pub(super) struct Syncs {
+    stead: Stead,
+    /// When each is asked next; not those that are being asked.
+    next: BTreeMap<Number, Instant>,
+    /// Who waits to hear how the next sync goes.
+    asked: BTreeMap<Number, Vec<oneshot::Sender<Reply>>>,
+    /// Those that are to be asked once more when the sync under way has ended: whoever asks wants to know what is there now.
+    again: BTreeSet<Number>,
+    /// What was said of each the last time that it failed, so that it is said once.
+    said: BTreeMap<Number, String>,
+    jobs: JoinSet<Ended>,
+    working: BTreeSet<Number>,
+}
+
+/// How a job ended.
+pub(super) struct Ended {
+    pub(super) source: Number,
+    /// What the source declares now, if that may be something else than before.
+    pub(super) desired: Option<Desired>,
+    /// What came of it, for people.
+    told: Result<String, String>,
+    /// Who asked for just this.
+    reply: Option<oneshot::Sender<Reply>>,
+    /// Whether it was a sync, for which others may wait too.
+    is_sync: bool,
+    /// Whether another commit is in force.
+    is_news: bool,
+}
+
+impl Syncs {
+    /// Those of a stead that has just begun: all are due.
+    pub(super) fn new(stead: &Stead) -> Self {
+        let is_git = |kind: &SourceKind| matches!(kind, SourceKind::Git(_));
+        let sources = stead.settings.sources.iter().enumerate().filter(|(_, source)| is_git(&source.kind));
+        Self {
+            next: sources.map(|(number, _)| (number, Instant::now())).collect(),
+            stead: stead.clone(),
+            asked: BTreeMap::new(),
+            again: BTreeSet::new(),
+            said: BTreeMap::new(),
+            jobs: JoinSet::new(),
+            working: BTreeSet::new(),
+        }
+    }
+
+    /// Asks all of them as soon as can be.
+    pub(super) fn hurry(&mut self) {
+        let now = Instant::now();
+        self.next.values_mut().for_each(|next| *next = now);
+        self.again.extend(&self.working);
+    }
+
+    /// Begins with those that are due.
+    pub(super) fn begin_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Number> = self.next.iter().filter(|(_, next)| **next <= now).map(|(number, _)| *number).collect();
+        for number in due {
+            self.next.remove(&number);
+            self.working.insert(number);
+            let stead = self.stead.clone();
+            begin(&mut self.jobs, &*self.stead.host, move || sync(&stead, number));
+        }
+    }
+
+    /// When the next is due, if none ends before.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.next.values().min().copied()
+    }
+
+    /// The next job that ends; `None` when none is under way. May be dropped and called again.
+    pub(super) async fn ended(&mut self) -> Option<Result<Ended, JoinError>> {
+        self.jobs.join_next().await
+    }
+
+    /// Takes in that a job has ended, and tells of it. Gives why it failed, if it did.
+    pub(super) fn take_in(&mut self, ended: &mut Ended, seed: u64) -> Option<String> {
+        let name = self.stead.settings.sources.get(ended.source)?.name.to_string();
+        let reply = || match &ended.told {
+            Ok(what) => requests::accepted(format!("{name}: {what}")),
+            Err(why) => requests::refused(format!("{name}: {why}")),
+        };
+        if let Some(asker) = ended.reply.take() {
+            // Whoever asked may have gone away.
+            let _ = asker.send(reply());
+        }
+        if ended.is_sync {
+            self.working.remove(&ended.source);
+            let waits = self.again.remove(&ended.source);
+            let interval = self.stead.git_source(ended.source).map(|(_, git)| git.interval).unwrap_or_default();
+            let wait = if waits { std::time::Duration::ZERO } else { jittered(interval, seed) };
+            self.next.insert(ended.source, Instant::now() + wait);
+            if !waits {
+                for asker in self.asked.remove(&ended.source).unwrap_or_default() {
+                    let _ = asker.send(reply());
+                }
+            }
+        }
+        match &ended.told {
+            Ok(what) if ended.is_news => tracing::info!(source = name, "{what}"),
+            Ok(_) => {}
+            Err(why) if self.said.get(&ended.source) == Some(why) => {}
+            Err(why) => tracing::warn!(source = name, "what was in force stays in force: {why}"),
+        }
+        let failure = ended.told.as_ref().err().cloned();
+        match &failure {
+            Some(why) => self.said.insert(ended.source, why.clone()),
+            None => self.said.remove(&ended.source),
+        };
+        failure
+    }
+
+    /// Takes in what somebody asks for about sources.
+    pub(super) fn ask(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let number = match named(&self.stead, &request) {
+            Ok(number) => number,
+            Err(refusal) => {
+                let _ = reply.send(refusal);
+                return;
+            }
+        };
+        if matches!(request, Request::Sync { .. }) {
+            // The job that is under way may have asked the server before what is to be seen was there.
+            if self.working.contains(&number) {
+                self.again.insert(number);
+            } else {
+                self.next.insert(number, Instant::now());
+            }
+            self.asked.entry(number).or_default().push(reply);
+            return;
+        }
+        let stead = self.stead.clone();
+        let job = move || Ended { reply: Some(reply), ..roll_back(&stead, number, &request) };
+        begin(&mut self.jobs, &*self.stead.host, job);
+    }
+}
+
+/// Carries out what somebody asks for about a source, where no stead runs.
+pub(super) fn carry_out(stead: &Stead, request: &Request) -> Reply {
+    let number = match named(stead, request) {
+        Ok(number) => number,
+        Err(refusal) => return refusal,
+    };
+    let ended = match request {
+        Request::Sync { .. } => sync(stead, number),
+        _ => roll_back(stead, number, request),
+    };
+    match ended.told {
+        Ok(what) => requests::accepted(what),
+        Err(why) => requests::refused(why),
+    }
+}
+
+/// The git source that a request is about.
+fn named(stead: &Stead, request: &Request) -> Result<Number, Reply> {
+    let (Request::Sync { source } | Request::RollBack { source, .. }) = request else {
+        return Err(requests::refused("this request is about no source"));
+    };
+    let position = stead.settings.sources.iter().position(|known| known.name.0 == *source);
+    match position.and_then(|number| Some((number, stead.git_source(number)?))) {
+        Some((number, _)) => Ok(number),
+        None => Err(requests::refused(format!("there is no git source named {source:?}; `stead sources` lists them"))),
+    }
+}
+
+fn sync(stead: &Stead, source: Number) -> Ended {
+    let Some(syncer) = stead.syncer(source) else { return nothing(source) };
+    let (told, desired, is_news) = match syncer.sync() {
+        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), None, false),
+        Ok(Synced::Held(why)) => (Ok(why.to_owned()), None, false),
+        Ok(Synced::Applied(commit)) => {
+            let what = format!("applied {:.12} by {}: {}", commit.commit, commit.author, commit.subject);
+            (Ok(what), Some(syncer.in_force()), true)
+        }
+        // One that was never synced says why.
+        Err(error) => (Err(error.one_line()), Some(syncer.in_force()), false),
+    };
+    Ended { source, desired, told, reply: None, is_sync: true, is_news }
+}
+
+fn roll_back(stead: &Stead, source: Number, request: &Request) -> Ended {
+    let (Some(syncer), Request::RollBack { commit, release, .. }) = (stead.syncer(source), request) else {
+        return nothing(source);
+    };
+    let told = if *release {
+        let what = |was_pinned| {
+            if was_pinned { "it is followed again, from the next sync on" } else { "it is followed already" }
+        };
+        syncer.release().map(|was_pinned| what(was_pinned).to_owned())
+    } else {
+        syncer.roll_back(commit.as_deref()).map(|commit| {
+            format!(
+                "{:.12} by {} is in force, until `stead rollback --release`: {}",
+                commit.commit, commit.author, commit.subject
+            )
+        })
+    };
+    let told = told.map_err(|error| error.one_line());
+    let is_news = told.is_ok();
+    Ended { source, desired: is_news.then(|| syncer.in_force()), told, reply: None, is_sync: false, is_news }
+}
+
+fn nothing(source: Number) -> Ended {
+    let told = Err("it is no git source".to_owned());
+    Ended { source, desired: None, told, reply: None, is_sync: false, is_news: false }
+}

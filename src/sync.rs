@@ -1,0 +1,579 @@
+//! Git sources: the commit of a repository that is in force here.
+//!
+//! A sync fetches, looks at the commit as a whole (its signature, its tree, every manifest in it), and then puts it in force by
+//! one durable write of STATE/sources/NAME/sync.json. Whatever goes wrong before that leaves the last good commit in force.
+//! Manifests are read from the commit itself, which cannot change: there is no checkout that could be half made.
+
+mod git;
+mod tree;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::desired::load::load_files;
+use crate::desired::{Desired, Problem, SourceName, SourceState};
+use crate::host::{HostOps, StateFileError};
+use crate::state::{AppliedCommit, FORMAT_VERSION, SyncState, encode, parse_sync};
+use git::Git;
+
+/// The ref that a fetch brings here.
+const SEEN: &str = "refs/stead/seen";
+/// The ref that keeps the commit in force, and all before it, from being collected as garbage.
+const APPLIED: &str = "refs/stead/applied";
+
+/// Where a git that was killed leaves things, below its repository.
+const LEFT_BEHIND: &[&str] = &["", "refs/stead", "objects", "objects/pack"];
+
+/// Whether a git that is at work made this file, and no other.
+fn is_left_behind(name: &str) -> bool {
+    name.strip_suffix(".lock").is_some() || name.starts_with("tmp_") || name == "gc.pid"
+}
+
+/// A git repository that says which VMs should exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitSource {
+    /// Where it is.
+    pub url: GitUrl,
+    /// What of it is followed.
+    pub reference: Reference,
+    /// The folder of manifests in it; empty is all of it.
+    pub path: PathBuf,
+    /// How often it is asked.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// The largest file that a fetch may write, in bytes.
+    pub size_max: u64,
+    /// Whether a branch whose history was rewritten is followed; else the last commit before that stays in force.
+    pub follow_force_push: bool,
+    /// The private key that ssh uses, and no other.
+    pub ssh_key: Option<PathBuf>,
+    /// Whose signature a commit must carry.
+    pub verify: Option<Verify>,
+    /// Whether it is left as it is for now.
+    pub suspend: bool,
+}
+
+/// What of a repository is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reference {
+    /// A branch, wherever it goes.
+    Branch(String),
+    /// A tag.
+    Tag(String),
+    /// One commit, by its whole id.
+    Commit(String),
+}
+
+/// Whose signature is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verify {
+    /// On the commit, or on the tag that leads to it.
+    pub of: Signed,
+    /// The file of signers that `ssh-keygen` knows (ssh-keygen(1), ALLOWED SIGNERS). Without it, OpenPGP keys of the user's keyring.
+    pub allowed_signers: Option<PathBuf>,
+}
+
+/// What is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signed {
+    /// The commit.
+    Head,
+    /// The tag.
+    Tag,
+}
+
+/// Where a repository is: one of the ways that git knows, by a protocol that runs no program of the url's choosing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitUrl {
+    text: String,
+    protocol: &'static str,
+}
+
+/// Why a text is no such url.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a git url is https://…, ssh://…, user@host:path, file:///…, or, where everybody on the way is trusted, http://… or git://…"
+)]
+pub struct NoGitUrl;
+
+impl GitUrl {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// Where it is none, or one of a protocol that may run any program, such as `ext::`.
+    pub fn new(text: &str) -> Result<Self, NoGitUrl> {
+        const KNOWN: &[&str] = &["https", "http", "ssh", "file", "git"];
+        let is_clean = !text.starts_with('-') && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+        let protocol = match text.split_once("://") {
+            Some((scheme, rest)) if !rest.is_empty() => KNOWN.iter().copied().find(|known| *known == scheme),
+            Some(_) => None,
+            // The short form of ssh: a colon before any slash.
+            None => text.split_once(':').and_then(|(host, path)| {
+                let is_short = !host.is_empty() && !host.contains('/') && !path.is_empty() && !path.starts_with(':');
+                is_short.then_some("ssh")
+            }),
+        };
+        let protocol = protocol.filter(|_| is_clean).ok_or(NoGitUrl)?;
+        Ok(Self { text: text.to_owned(), protocol })
+    }
+
+    /// The url as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Its protocol, as git calls it.
+    pub fn protocol(&self) -> &'static str {
+        self.protocol
+    }
+
+    /// Whether anybody on the way could change what is fetched, unnoticed.
+    pub fn is_open(&self) -> bool {
+        matches!(self.protocol, "http" | "git")
+    }
+}
+
+/// For logs and for people, without a password that it may carry.
+impl fmt::Display for GitUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = self.text.split_once("://").and_then(|(scheme, rest)| {
+            let (user, host) = rest.split_once('@').filter(|(user, _)| !user.contains('/'))?;
+            let (name, _) = user.split_once(':')?;
+            Some(format!("{scheme}://{name}:***@{host}"))
+        });
+        f.pad(hidden.as_deref().unwrap_or(&self.text))
+    }
+}
+
+/// What a sync came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Synced {
+    /// The commit in force is what is to be followed.
+    UpToDate,
+    /// Another commit is in force now.
+    Applied(AppliedCommit),
+    /// Nothing was asked: it is suspended, or a person went back to an earlier commit.
+    Held(&'static str),
+}
+
+/// Why the last good commit stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// git cannot be run.
+    #[error("{what} cannot be run; is git installed?")]
+    NoGit {
+        /// The command.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// git failed.
+    #[error("{what} failed{}: {said}", code.map_or_else(String::new, |code| format!(" with status {code}")))]
+    Git {
+        /// The command.
+        what: String,
+        /// What it said.
+        said: String,
+        /// Its exit status.
+        code: Option<i32>,
+    },
+    /// It took too long.
+    #[error("{what} did not end within {bound:?}")]
+    TimedOut {
+        /// The command.
+        what: String,
+        /// How long it had.
+        bound: Duration,
+    },
+    /// The branch does not lead on from the commit in force.
+    #[error(
+        "the history of {branch} was rewritten: {to:.12} does not come after {from:.12}; set forcePush: Follow to follow it"
+    )]
+    ForcePushed {
+        /// The branch.
+        branch: String,
+        /// The commit in force.
+        from: String,
+        /// Where it leads now.
+        to: String,
+    },
+    /// Not signed, or not by one of those who may.
+    #[error("commit {commit:.12} is not signed by anybody allowed: {why}")]
+    Unsigned {
+        /// The commit.
+        commit: String,
+        /// What git said.
+        why: String,
+    },
+    /// Its tree is not one that stead reads.
+    #[error("commit {commit:.12}: {why}")]
+    TreeRefused {
+        /// The commit.
+        commit: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// Something is wrong with a manifest in it.
+    #[error("commit {commit:.12} has {} wrong, first {}", counted(problems.len()), problems.first().map_or_else(String::new, Problem::one_line))]
+    Broken {
+        /// The commit.
+        commit: String,
+        /// Everything that is wrong.
+        problems: Vec<Problem>,
+    },
+    /// It declares no VM.
+    #[error(
+        "commit {commit:.12} declares no VM at all, which is taken for a mistake; to delete all VMs remove the source and use `stead delete`"
+    )]
+    Empty {
+        /// The commit.
+        commit: String,
+    },
+    /// There is no such commit to go back to.
+    #[error("{0:?} is no commit that was in force here; `stead sources` lists them")]
+    UnknownCommit(String),
+    /// What is remembered cannot be read or written.
+    #[error("{}", path.display())]
+    State {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// What is remembered cannot be trusted.
+    #[error(transparent)]
+    Record(#[from] StateFileError),
+}
+
+fn counted(problems: usize) -> String {
+    if problems == 1 { "1 thing".to_owned() } else { format!("{problems} things") }
+}
+
+impl SyncError {
+    /// In one word, for programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoGit { .. } => "GitMissing",
+            Self::Git { .. } => "FetchFailed",
+            Self::TimedOut { .. } => "TimedOut",
+            Self::ForcePushed { .. } => "ForcePushed",
+            Self::Unsigned { .. } => "SignatureInvalid",
+            Self::TreeRefused { .. } => "TreeRefused",
+            Self::Broken { .. } => "ManifestsInvalid",
+            Self::Empty { .. } => "Empty",
+            Self::UnknownCommit(_) => "UnknownCommit",
+            Self::State { .. } | Self::Record(_) => "StateUnwritable",
+        }
+    }
+
+    /// The error and its causes, in one line.
+    pub fn one_line(&self) -> String {
+        let cause = std::error::Error::source(self).map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{self}{cause}")
+    }
+}
+
+/// One git source and what is kept of it here.
+pub struct Syncer<'a> {
+    host: &'a dyn HostOps,
+    name: &'a SourceName,
+    source: &'a GitSource,
+    folder: PathBuf,
+    git: Git<'a>,
+}
+
+impl<'a> Syncer<'a> {
+    /// That of the source `name`, kept in `folder`.
+    pub fn new(host: &'a dyn HostOps, name: &'a SourceName, source: &'a GitSource, folder: PathBuf) -> Self {
+        let git = Git::new(host, source, folder.join("repository.git"));
+        Self { host, name, source, folder, git }
+    }
+
+    fn record_file(&self) -> PathBuf {
+        self.folder.join("sync.json")
+    }
+
+    /// What is remembered of it. A record that cannot be trusted is as good as none: the next sync makes another.
+    ///
+    /// # Errors
+    /// Where it is not known whether there is one.
+    pub fn record(&self) -> Result<SyncState, SyncError> {
+        let path = self.record_file();
+        let Some(bytes) = self.host.read_state_file(&path)? else { return Ok(SyncState::default()) };
+        Ok(parse_sync(&bytes).unwrap_or_else(|flaw| {
+            tracing::warn!("{}: {flaw}; the next sync writes it anew", path.display());
+            SyncState::default()
+        }))
+    }
+
+    /// What the commit in force declares. A source of which that cannot be told is not complete: nothing of it is pruned.
+    pub fn in_force(&self) -> Desired {
+        let read = || {
+            let record = self.record()?;
+            if let Some(applied) = record.applied {
+                return Ok(load_files(self.name, tree::manifests(&self.git, &applied.commit, &self.source.path)?));
+            }
+            let why = record.failure.map_or_else(String::new, |failure| format!(": {}", failure.message));
+            Ok(incomplete(self.name, format!("it was never synced{why}")))
+        };
+        read().unwrap_or_else(|error: SyncError| incomplete(self.name, error.one_line()))
+    }
+
+    /// Asks the repository, and puts what it says in force. What came of it is remembered in either case.
+    ///
+    /// # Errors
+    /// Why the last good commit stays in force.
+    pub fn sync(&self) -> Result<Synced, SyncError> {
+        let mut record = self.record()?;
+        let held = match (self.source.suspend, record.pinned) {
+            (true, _) => Some("it is suspended"),
+            (_, true) => Some("it was rolled back; `stead rollback --release` follows it again"),
+            _ => None,
+        };
+        if let Some(why) = held {
+            return Ok(Synced::Held(why));
+        }
+        let now = self.host.now().wall;
+        let before = record.clone();
+        let followed = self.follow(&record);
+        record.tried_at = Some(now);
+        match &followed {
+            Ok(Some(commit)) => {
+                record.apply(commit.clone());
+                record.failure = None;
+            }
+            Ok(None) => record.failure = None,
+            Err(error) => record.fail(error.reason(), error.one_line(), now),
+        }
+        // That it was asked and nothing is new is worth no write.
+        let is_news = record != SyncState { tried_at: record.tried_at, ..before };
+        if is_news {
+            self.write(&record)?;
+        }
+        Ok(followed?.map_or(Synced::UpToDate, Synced::Applied))
+    }
+
+    /// Puts a commit in force that was before, and stays there: the last one, or the one whose id begins so.
+    ///
+    /// # Errors
+    /// Where there is no such commit, or it cannot be read any more.
+    pub fn roll_back(&self, to: Option<&str>) -> Result<AppliedCommit, SyncError> {
+        let mut record = self.record()?;
+        let known = record.history.iter().chain(&record.applied);
+        let found = match to {
+            None => record.history.first(),
+            Some(start) => known.filter(|_| start.len() >= 4).find(|known| known.commit.starts_with(start)),
+        };
+        let commit = found.cloned().ok_or_else(|| SyncError::UnknownCommit(to.unwrap_or("HEAD~1").to_owned()))?;
+        self.judge(&commit.commit)?;
+        let commit = AppliedCommit { applied_at: self.host.now().wall, ..commit };
+        record.apply(commit.clone());
+        record.pinned = true;
+        self.write(&record)?;
+        Ok(commit)
+    }
+
+    /// Follows the repository again after [`Syncer::roll_back`]; true when it did not.
+    ///
+    /// # Errors
+    /// Where that cannot be remembered.
+    pub fn release(&self) -> Result<bool, SyncError> {
+        let mut record = self.record()?;
+        let was_pinned = std::mem::take(&mut record.pinned);
+        if was_pinned {
+            self.write(&record)?;
+        }
+        Ok(was_pinned)
+    }
+
+    fn write(&self, record: &SyncState) -> Result<(), SyncError> {
+        let path = self.record_file();
+        let record = SyncState { version: FORMAT_VERSION, ..record.clone() };
+        let write = || {
+            self.host.make_folder(&self.folder)?;
+            self.host.write_durable(&path, &encode(&record))
+        };
+        write().map_err(|source| SyncError::State { path: path.clone(), source })
+    }
+
+    /// The commit to be put in force, if it is another one.
+    fn follow(&self, record: &SyncState) -> Result<Option<AppliedCommit>, SyncError> {
+        self.prepare()?;
+        self.fetch()?;
+        let commit = self.git.line(&["rev-parse", "--verify", "--end-of-options", &format!("{SEEN}^{{commit}}")])?;
+        let in_force = record.applied.as_ref().map(|applied| applied.commit.as_str());
+        if in_force == Some(&commit) {
+            return Ok(None);
+        }
+        if let (Some(from), Reference::Branch(branch), false) =
+            (in_force, &self.source.reference, self.source.follow_force_push)
+            && !self.comes_after(from, &commit)?
+        {
+            return Err(SyncError::ForcePushed { branch: branch.clone(), from: from.to_owned(), to: commit });
+        }
+        self.verify(&commit)?;
+        self.judge(&commit)?;
+        // Before it is in force: what is in force must not be collected.
+        self.git.ask(&["update-ref", APPLIED, &commit])?;
+        self.describe(commit).map(Some)
+    }
+
+    /// Makes the repository, if there is none or the one that there is is broken.
+    fn prepare(&self) -> Result<(), SyncError> {
+        let path = &self.git.repository;
+        let state = |source| SyncError::State { path: path.clone(), source };
+        self.host.make_folder(&self.folder).map_err(state)?;
+        match self.git.ask(&["rev-parse", "--git-dir"]) {
+            Ok(_) => return self.sweep(),
+            Err(SyncError::Git { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(aside) = self.host.set_aside(path).map_err(state)? {
+            tracing::warn!(source = %self.name, "the repository here is broken, and is at {} now", aside.display());
+        }
+        self.host.make_folder(path).map_err(state)?;
+        self.git.ask(&["init", "--quiet", "--bare", "--template=", "--initial-branch=none"]).map(drop)
+    }
+
+    /// Removes what a git that was killed left behind: its locks would stop every other, and half a pack takes room.
+    fn sweep(&self) -> Result<(), SyncError> {
+        for folder in LEFT_BEHIND {
+            let folder = self.git.repository.join(folder);
+            let state = |source| SyncError::State { path: folder.clone(), source };
+            for name in self.host.list_folder(&folder).map_err(state)?.iter().filter(|name| is_left_behind(name)) {
+                self.host.remove_file(&folder.join(name), false).map_err(state)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fetch(&self) -> Result<(), SyncError> {
+        let from = match &self.source.reference {
+            Reference::Branch(branch) => format!("refs/heads/{branch}"),
+            Reference::Tag(tag) => format!("refs/tags/{tag}"),
+            Reference::Commit(commit) => commit.clone(),
+        };
+        // A commit that is here already need not be asked for; most servers give none by its id that no branch leads to.
+        if let Reference::Commit(commit) = &self.source.reference
+            && self.git.ask(&["cat-file", "-e", "--end-of-options", &format!("{commit}^{{commit}}")]).is_ok()
+        {
+            return self.git.ask(&["update-ref", SEEN, commit]).map(drop);
+        }
+        let refspec = format!("+{from}:{SEEN}");
+        let arguments = [
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--end-of-options",
+            self.source.url.as_str(),
+            &refspec,
+        ];
+        self.git.talk(&arguments).map(drop)
+    }
+
+    /// Whether the history of `to` has `from` in it.
+    fn comes_after(&self, from: &str, to: &str) -> Result<bool, SyncError> {
+        // One that is not even here any more is in no history.
+        if self.git.ask(&["cat-file", "-e", &format!("{from}^{{commit}}")]).is_err() {
+            return Ok(false);
+        }
+        match self.git.ask(&["merge-base", "--is-ancestor", from, to]) {
+            Ok(_) => Ok(true),
+            Err(SyncError::Git { code: Some(1), .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn verify(&self, commit: &str) -> Result<(), SyncError> {
+        let Some(verify) = &self.source.verify else { return Ok(()) };
+        let done = match verify.of {
+            Signed::Head => self.git.ask(&["verify-commit", commit]),
+            Signed::Tag => self.git.ask(&["verify-tag", SEEN]),
+        };
+        match done {
+            Ok(_) => Ok(()),
+            Err(SyncError::Git { said, .. }) => {
+                let why = if said.is_empty() { "it carries no signature".to_owned() } else { said };
+                Err(SyncError::Unsigned { commit: commit.to_owned(), why })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether every manifest of a commit is sound: one that is not would keep its VM as it is and let the others change, and
+    /// what was changed together is to be taken up together.
+    fn judge(&self, commit: &str) -> Result<(), SyncError> {
+        let desired = load_files(self.name, tree::manifests(&self.git, commit, &self.source.path)?);
+        let commit = commit.to_owned();
+        if let Some((name, declarations)) = desired.vms.iter().find(|(_, declarations)| declarations.len() > 1) {
+            let places: Vec<String> = declarations.iter().map(|declaration| declaration.origin.to_string()).collect();
+            let why = format!("VM {name} is declared {} times: {}; keep one", places.len(), places.join(", "));
+            return Err(SyncError::TreeRefused { commit, why });
+        }
+        if !desired.problems.is_empty() {
+            return Err(SyncError::Broken { commit, problems: desired.problems });
+        }
+        if desired.vms.is_empty() {
+            return Err(SyncError::Empty { commit });
+        }
+        Ok(())
+    }
+
+    fn describe(&self, commit: String) -> Result<AppliedCommit, SyncError> {
+        let format = "--format=%an <%ae>%n%s%n%cI";
+        let text = self.git.line(&["log", "-1", "--no-color", format, "--end-of-options", &commit])?;
+        let clean =
+            |line: Option<&str>| line.unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
+        let mut lines = text.lines();
+        let (author, subject, committed_at) = (clean(lines.next()), clean(lines.next()), clean(lines.next()));
+        Ok(AppliedCommit { commit, author, subject, committed_at, applied_at: self.host.now().wall })
+    }
+}
+
+fn incomplete(name: &SourceName, why: String) -> Desired {
+    let state = SourceState { incomplete: vec![why], root: None, empty: true };
+    Desired { sources: [(name.clone(), state)].into(), ..Desired::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_those_that_run_nothing_but_what_they_say() {
+        for (good, protocol) in [
+            ("https://example.org/fleet.git", "https"),
+            ("ssh://git@example.org:22/fleet.git", "ssh"),
+            ("git@example.org:fleet.git", "ssh"),
+            ("file:///srv/fleet.git", "file"),
+            ("git://127.0.0.1/fleet.git", "git"),
+        ] {
+            assert_eq!(GitUrl::new(good).unwrap().protocol(), protocol, "{good}");
+        }
+        for bad in [
+            "",
+            "ext::sh -c id",
+            "fd::17",
+            "-oProxyCommand=id",
+            "/srv/fleet.git",
+            "ftp://x/y",
+            "https://",
+            "a b:c",
+            "x::y",
+        ] {
+            assert_eq!(GitUrl::new(bad), Err(NoGitUrl), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_shown_to_nobody() {
+        let url = GitUrl::new("https://bot:secret@example.org/fleet.git").unwrap();
+        assert_eq!(url.to_string(), "https://bot:***@example.org/fleet.git");
+        assert_eq!(url.as_str(), "https://bot:secret@example.org/fleet.git");
+        assert_eq!(GitUrl::new("ssh://git@h/x").unwrap().to_string(), "ssh://git@h/x");
+    }
+}
