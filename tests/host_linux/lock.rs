@@ -69,7 +69,7 @@ fn looking_at_the_lock_never_keeps_a_vmm_from_starting() {
             }
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(looker.join().unwrap() > 1000);
+        assert!(looker.join().unwrap() > 200, "too few looks to meet any start");
         assert_eq!(failures, Vec::<String>::new());
     });
 }

@@ -83,6 +83,7 @@ impl LinuxHost {
         spawn::keep_exit_statuses();
         open_files::allow_most();
         arenas::share();
+        birth::reserve()?;
         Ok(Self {
             clock: clock::Clock::new()?,
             facts: facts::Facts::new(config),

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -75,9 +75,10 @@ fn spawn_alone(request: &SpawnRequest, cgroups: &Cgroups) -> io::Result<Child> {
         &[&format!("PATH={PATH}")],
     )?;
     let open_files = open_files::given();
-    let streams = [lock.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];
-    // SAFETY: `prepare_child` makes plain system calls, allocates nothing and takes no lock.
-    unsafe { birth::spawn(&program, cgroup.as_ref(), || prepare_child(streams, open_files.as_ref())) }
+    let streams = [lock.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let prepare = |streams| prepare_child(streams, open_files.as_ref());
+    // SAFETY: `prepare_child` makes plain system calls, allocates nothing, takes no lock and writes to its stack only.
+    unsafe { birth::spawn(&program, cgroup.as_ref(), streams, &prepare) }
 }
 
 /// Opens a file of the VM's own: a regular file of our user, made if need be.
@@ -94,7 +95,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Runs in the child, after fork and before exec. `streams` become its standard input, output and error.
+/// Runs in the child, before exec. `streams` become its standard input, output and error.
 fn prepare_child(streams: [RawFd; 3], open_files: Option<&libc::rlimit>) -> io::Result<()> {
     // SAFETY: every call is async-signal-safe and gets pointers to live values on this stack only.
     unsafe {
