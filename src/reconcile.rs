@@ -380,9 +380,10 @@ pub async fn once(
     options: &OnceOptions,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Outcome, ReconcileError> {
+    // Each has a time limit of its own: one that does not answer takes nothing from the pass.
+    let unsynced = if options.sync { follow_all(stead).await? } else { BTreeMap::new() };
     let give_up = tokio::time::Instant::now() + options.timeout;
     let leave_at = give_up + END_BOUND;
-    let unsynced = if options.sync { follow_all(stead).await? } else { BTreeMap::new() };
     let (mut engine, mut steps) =
         Engine::new(stead.clone(), options.allow_prune, options.only.clone(), stead.sources());
     engine.settle().await;

@@ -9,13 +9,13 @@ mod tree;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::desired::load::load_files;
 use crate::desired::{Desired, Problem, SourceName, SourceState};
 use crate::host::{HostOps, StateFileError};
-use crate::state::{AppliedCommit, FORMAT_VERSION, SyncState, encode, parse_sync};
+use crate::state::{AppliedCommit, FORMAT_VERSION, Flaw, SyncState, encode, parse_sync};
 use git::Git;
 
 /// The ref that a fetch brings here.
@@ -125,6 +125,22 @@ impl GitUrl {
         &self.text
     }
 
+    /// What it carries to prove who asks: for the web the whole of it, since a token may stand where a name does.
+    fn credentials(&self) -> Option<&str> {
+        let (_, rest) = self.text.split_once("://")?;
+        let (user, _) = rest.split('/').next()?.rsplit_once('@')?;
+        let is_secret = user.contains(':') || matches!(self.protocol, "https" | "http");
+        Some(user).filter(|user| is_secret && !user.is_empty())
+    }
+
+    /// A text in which its credentials may stand, without them.
+    fn hidden_in(&self, text: &str) -> String {
+        let Some(all) = self.credentials() else { return text.to_owned() };
+        let password = all.split_once(':').map(|(_, password)| password).filter(|password| !password.is_empty());
+        let text = text.replace(all, "***");
+        password.map_or_else(|| text.clone(), |password| text.replace(password, "***"))
+    }
+
     /// Its protocol, as git calls it.
     pub fn protocol(&self) -> &'static str {
         self.protocol
@@ -136,15 +152,10 @@ impl GitUrl {
     }
 }
 
-/// For logs and for people, without a password that it may carry.
+/// For logs and for people, without credentials that it may carry.
 impl fmt::Display for GitUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hidden = self.text.split_once("://").and_then(|(scheme, rest)| {
-            let (user, host) = rest.split_once('@').filter(|(user, _)| !user.contains('/'))?;
-            let (name, _) = user.split_once(':')?;
-            Some(format!("{scheme}://{name}:***@{host}"))
-        });
-        f.pad(hidden.as_deref().unwrap_or(&self.text))
+        f.pad(&self.hidden_in(&self.text))
     }
 }
 
@@ -243,9 +254,20 @@ pub enum SyncError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// What is remembered cannot be trusted.
+    /// What is remembered may be somebody else's.
     #[error(transparent)]
     Record(#[from] StateFileError),
+    /// What is remembered cannot be read.
+    #[error("{}: {flaw}; move it away for the repository to be followed as if for the first time", path.display())]
+    Flawed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+    /// A person went back already.
+    #[error("it was rolled back already; name the commit to go to, one of those that `stead sources` lists")]
+    RolledBack,
 }
 
 fn counted(problems: usize) -> String {
@@ -265,7 +287,9 @@ impl SyncError {
             Self::Broken { .. } => "ManifestsInvalid",
             Self::Empty { .. } => "Empty",
             Self::UnknownCommit(_) => "UnknownCommit",
-            Self::State { .. } | Self::Record(_) => "StateUnwritable",
+            Self::State { .. } => "StateUnwritable",
+            Self::Record(_) | Self::Flawed { .. } => "RecordInvalid",
+            Self::RolledBack => "RolledBack",
         }
     }
 
@@ -296,17 +320,15 @@ impl<'a> Syncer<'a> {
         self.folder.join("sync.json")
     }
 
-    /// What is remembered of it. A record that cannot be trusted is as good as none: the next sync makes another.
+    /// What is remembered of it.
     ///
     /// # Errors
-    /// Where it is not known whether there is one.
+    /// Where that cannot be read, or is of a later stead: to begin anew would forget that somebody went back to an earlier
+    /// commit, and that a rewritten history is not followed.
     pub fn record(&self) -> Result<SyncState, SyncError> {
         let path = self.record_file();
         let Some(bytes) = self.host.read_state_file(&path)? else { return Ok(SyncState::default()) };
-        Ok(parse_sync(&bytes).unwrap_or_else(|flaw| {
-            tracing::warn!("{}: {flaw}; the next sync writes it anew", path.display());
-            SyncState::default()
-        }))
+        parse_sync(&bytes).map_err(|flaw| SyncError::Flawed { path, flaw })
     }
 
     /// What the commit in force declares. A source of which that cannot be told is not complete: nothing of it is pruned.
@@ -314,7 +336,8 @@ impl<'a> Syncer<'a> {
         let read = || {
             let record = self.record()?;
             if let Some(applied) = record.applied {
-                return Ok(load_files(self.name, tree::manifests(&self.git, &applied.commit, &self.source.path)?));
+                // Below the path for which it was judged: another one in the configuration is taken up by the next sync.
+                return Ok(load_files(self.name, tree::manifests(&self.git, &applied.commit, &applied.path)?));
             }
             let why = record.failure.map_or_else(String::new, |failure| format!(": {}", failure.message));
             Ok(incomplete(self.name, format!("it was never synced{why}")))
@@ -362,16 +385,24 @@ impl<'a> Syncer<'a> {
     /// Where there is no such commit, or it cannot be read any more.
     pub fn roll_back(&self, to: Option<&str>) -> Result<AppliedCommit, SyncError> {
         let mut record = self.record()?;
+        if to.is_none() && record.pinned {
+            return Err(SyncError::RolledBack);
+        }
         let known = record.history.iter().chain(&record.applied);
         let found = match to {
             None => record.history.first(),
             Some(start) => known.filter(|_| start.len() >= 4).find(|known| known.commit.starts_with(start)),
         };
         let commit = found.cloned().ok_or_else(|| SyncError::UnknownCommit(to.unwrap_or("HEAD~1").to_owned()))?;
-        self.judge(&commit.commit)?;
+        if self.source.verify.as_ref().is_some_and(|verify| verify.of == Signed::Head) {
+            self.verify(&commit.commit)?;
+        }
+        self.judge(&commit.commit, &commit.path)?;
+        self.git.ask(&["update-ref", APPLIED, &commit.commit])?;
         let commit = AppliedCommit { applied_at: self.host.now().wall, ..commit };
         record.apply(commit.clone());
         record.pinned = true;
+        record.failure = None;
         self.write(&record)?;
         Ok(commit)
     }
@@ -405,7 +436,8 @@ impl<'a> Syncer<'a> {
         self.fetch()?;
         let commit = self.git.line(&["rev-parse", "--verify", "--end-of-options", &format!("{SEEN}^{{commit}}")])?;
         let in_force = record.applied.as_ref().map(|applied| applied.commit.as_str());
-        if in_force == Some(&commit) {
+        if in_force == Some(&commit) && record.applied.as_ref().is_some_and(|applied| applied.path == self.source.path)
+        {
             return Ok(None);
         }
         if let (Some(from), Reference::Branch(branch), false) =
@@ -415,7 +447,7 @@ impl<'a> Syncer<'a> {
             return Err(SyncError::ForcePushed { branch: branch.clone(), from: from.to_owned(), to: commit });
         }
         self.verify(&commit)?;
-        self.judge(&commit)?;
+        self.judge(&commit, &self.source.path)?;
         // Before it is in force: what is in force must not be collected.
         self.git.ask(&["update-ref", APPLIED, &commit])?;
         self.describe(commit).map(Some)
@@ -428,14 +460,28 @@ impl<'a> Syncer<'a> {
         self.host.make_folder(&self.folder).map_err(state)?;
         match self.git.ask(&["rev-parse", "--git-dir"]) {
             Ok(_) => return self.sweep(),
-            Err(SyncError::Git { .. }) => {}
+            // Anything else may be wrong with git, or with its settings.
+            Err(SyncError::Git { said, .. }) if said.contains("not a git repository") => {}
             Err(error) => return Err(error),
         }
-        if let Some(aside) = self.host.set_aside(path).map_err(state)? {
-            tracing::warn!(source = %self.name, "the repository here is broken, and is at {} now", aside.display());
+        if self.host.exists(&path.join("objects")).map_err(state)? {
+            self.renew()?;
         }
         self.host.make_folder(path).map_err(state)?;
         self.git.ask(&["init", "--quiet", "--bare", "--template=", "--initial-branch=none"]).map(drop)
+    }
+
+    /// Moves the repository here out of the way: the next sync fetches everything anew.
+    ///
+    /// # Errors
+    /// Where it cannot be moved.
+    pub fn renew(&self) -> Result<(), SyncError> {
+        let path = &self.git.repository;
+        let aside = self.host.set_aside(path).map_err(|source| SyncError::State { path: path.clone(), source })?;
+        if let Some(aside) = aside {
+            tracing::warn!(source = %self.name, "the repository here is broken, and is at {} now", aside.display());
+        }
+        Ok(())
     }
 
     /// Removes what a git that was killed left behind: its locks would stop every other, and half a pack takes room.
@@ -466,13 +512,19 @@ impl<'a> Syncer<'a> {
         let arguments = [
             "fetch",
             "--quiet",
+            "--no-auto-maintenance",
             "--no-tags",
             "--no-write-fetch-head",
             "--end-of-options",
             self.source.url.as_str(),
             &refspec,
         ];
-        self.git.talk(&arguments).map(drop)
+        self.git.talk(&arguments)?;
+        // By itself, so that a fetch is not out of time for it; that it fails is no reason to follow nothing.
+        if let Err(error) = self.git.ask(&["maintenance", "run", "--auto", "--quiet"]) {
+            tracing::warn!(source = %self.name, "tidying up its repository: {}", error.one_line());
+        }
+        Ok(())
     }
 
     /// Whether the history of `to` has `from` in it.
@@ -492,7 +544,19 @@ impl<'a> Syncer<'a> {
         let Some(verify) = &self.source.verify else { return Ok(()) };
         let done = match verify.of {
             Signed::Head => self.git.ask(&["verify-commit", commit]),
-            Signed::Tag => self.git.ask(&["verify-tag", SEEN]),
+            Signed::Tag => {
+                // The signature is on the name inside: a good tag under another one's name is none.
+                let tag = self.git.line(&["cat-file", "tag", SEEN]).unwrap_or_default();
+                let name = tag.lines().find_map(|line| line.strip_prefix("tag "));
+                if !matches!(&self.source.reference, Reference::Tag(wanted) if Some(wanted.as_str()) == name) {
+                    let why = match name {
+                        Some(name) => format!("the tag is signed as {name:?}"),
+                        None => "the tag carries no signature".to_owned(),
+                    };
+                    return Err(SyncError::Unsigned { commit: commit.to_owned(), why });
+                }
+                self.git.ask(&["verify-tag", SEEN])
+            }
         };
         match done {
             Ok(_) => Ok(()),
@@ -506,8 +570,8 @@ impl<'a> Syncer<'a> {
 
     /// Whether every manifest of a commit is sound: one that is not would keep its VM as it is and let the others change, and
     /// what was changed together is to be taken up together.
-    fn judge(&self, commit: &str) -> Result<(), SyncError> {
-        let desired = load_files(self.name, tree::manifests(&self.git, commit, &self.source.path)?);
+    fn judge(&self, commit: &str, path: &Path) -> Result<(), SyncError> {
+        let desired = load_files(self.name, tree::manifests(&self.git, commit, path)?);
         let commit = commit.to_owned();
         if let Some((name, declarations)) = desired.vms.iter().find(|(_, declarations)| declarations.len() > 1) {
             let places: Vec<String> = declarations.iter().map(|declaration| declaration.origin.to_string()).collect();
@@ -530,7 +594,8 @@ impl<'a> Syncer<'a> {
             |line: Option<&str>| line.unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
         let mut lines = text.lines();
         let (author, subject, committed_at) = (clean(lines.next()), clean(lines.next()), clean(lines.next()));
-        Ok(AppliedCommit { commit, author, subject, committed_at, applied_at: self.host.now().wall })
+        let (path, applied_at) = (self.source.path.clone(), self.host.now().wall);
+        Ok(AppliedCommit { commit, author, subject, committed_at, path, applied_at })
     }
 }
 
@@ -572,8 +637,15 @@ mod tests {
     #[test]
     fn a_password_is_shown_to_nobody() {
         let url = GitUrl::new("https://bot:secret@example.org/fleet.git").unwrap();
-        assert_eq!(url.to_string(), "https://bot:***@example.org/fleet.git");
+        assert_eq!(url.to_string(), "https://***@example.org/fleet.git");
         assert_eq!(url.as_str(), "https://bot:secret@example.org/fleet.git");
+        assert_eq!(
+            url.hidden_in("cannot reach https://bot:secret@example.org"),
+            "cannot reach https://***@example.org"
+        );
+        let at = GitUrl::new("https://bot:se@cret@example.org/a@b.git").unwrap();
+        assert_eq!(at.to_string(), "https://***@example.org/a@b.git");
+        assert_eq!(GitUrl::new("https://ghp_token@h/x").unwrap().to_string(), "https://***@h/x");
         assert_eq!(GitUrl::new("ssh://git@h/x").unwrap().to_string(), "ssh://git@h/x");
     }
 }

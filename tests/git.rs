@@ -162,6 +162,13 @@ fn a_branch_is_followed_and_its_manifests_are_in_force_as_a_whole() {
     assert_eq!(applied.subject, "one goes, one comes");
     assert_eq!(declared(&bed.syncer(&source).in_force()), ["cache", "web"]);
     let below = GitSource { path: "deep".into(), ..bed.source() };
+    // Another path in the configuration is taken up by a sync, like another commit, if what is below it is sound.
+    for wrong in [".github", "no/such", "README.md"] {
+        let elsewhere = GitSource { path: wrong.into(), ..bed.source() };
+        assert_eq!(declared(&bed.syncer(&elsewhere).in_force()), ["cache", "web"], "{wrong}");
+        bed.stays(&elsewhere, if wrong == ".github" { "ManifestsInvalid" } else { "TreeRefused" });
+    }
+    assert!(matches!(bed.syncer(&below).sync().unwrap(), Synced::Applied(_)));
     assert_eq!(declared(&bed.syncer(&below).in_force()), ["cache"]);
 }
 
@@ -427,6 +434,11 @@ fn only_commits_of_those_who_may_are_put_in_force() {
     bed.git(&["tag", "light"]);
     signed(&ann, &["tag", "-s", "-m", "good", "good"]);
     bed.stays(&tag("bad"), "SignatureInvalid");
+    // A good tag of another name, as an old version under that of a new one.
+    let old = bed.git(&["rev-parse", "good"]);
+    bed.git(&["update-ref", "refs/tags/newer", &old]);
+    let error = bed.stays(&tag("newer"), "SignatureInvalid");
+    assert!(error.to_string().contains("signed as"), "{error}");
     bed.stays(&tag("light"), "SignatureInvalid");
     assert!(matches!(bed.syncer(&tag("good")).sync().unwrap(), Synced::Applied(_)));
 }
@@ -473,8 +485,10 @@ fn an_earlier_commit_is_put_in_force_and_stays_until_it_is_released() {
     assert_eq!(back.commit, first);
     assert_eq!(declared(&bed.syncer(&source).in_force()), ["web"]);
     assert!(matches!(bed.syncer(&source).sync().unwrap(), Synced::Held(_)));
-    // The one before the present one is the last that was in force.
-    bed.syncer(&source).roll_back(None).unwrap();
+    // Once more would be forward.
+    assert_eq!(bed.syncer(&source).roll_back(None).unwrap_err().reason(), "RolledBack");
+    let third = bed.git(&["rev-parse", "main"]);
+    bed.syncer(&source).roll_back(Some(&third)).unwrap();
     assert_eq!(declared(&bed.syncer(&source).in_force()), ["cache", "db", "web"]);
     for unknown in ["ffffffff", "", "--all"] {
         assert_eq!(bed.syncer(&source).roll_back(Some(unknown)).unwrap_err().reason(), "UnknownCommit");
@@ -540,10 +554,33 @@ fn a_repository_here_that_is_broken_is_made_anew() {
     let source = bed.source();
     bed.syncer(&source).sync().unwrap();
     assert_eq!(declared(&bed.syncer(&source).in_force()), ["web"]);
-    // And a record that cannot be read is written anew.
-    std::fs::write(bed.kept().join("sync.json"), "{\"version\":").unwrap();
-    assert!(!bed.syncer(&source).in_force().sources[&bed.name].is_complete());
-    assert!(matches!(bed.syncer(&source).sync().unwrap(), Synced::Applied(_)));
     let folders: Vec<_> = std::fs::read_dir(bed.kept()).unwrap().flatten().map(|entry| entry.file_name()).collect();
-    assert!(folders.len() >= 3, "what was broken is set aside, not deleted: {folders:?}");
+    assert_eq!(folders.len(), 3, "what was broken is set aside, not deleted: {folders:?}");
+}
+
+#[test]
+fn a_record_of_a_later_stead_or_a_broken_one_holds_what_it_says_that_nobody_can_read() {
+    let bed = Bed::new();
+    bed.followed(&["web"]);
+    let source = bed.source();
+    let file = bed.kept().join("sync.json");
+    for text in ["{\"version\":", "{\"version\": 99}", ""] {
+        std::fs::write(&file, text).unwrap();
+        assert!(!bed.syncer(&source).in_force().sources[&bed.name].is_complete());
+        assert_eq!(bed.syncer(&source).sync().unwrap_err().reason(), "RecordInvalid");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "it is not written over");
+    }
+    std::fs::rename(&file, bed.kept().join("aside")).unwrap();
+    assert!(matches!(bed.syncer(&source).sync().unwrap(), Synced::Applied(_)));
+}
+
+#[test]
+fn settings_that_git_cannot_read_cost_no_repository() {
+    let bed = Bed::new();
+    bed.followed(&["web"]);
+    let repository = bed.kept().join("repository.git");
+    std::fs::write(repository.join("config"), "[core\n").unwrap();
+    bed.syncer(&bed.source()).sync().unwrap_err();
+    assert!(repository.join("objects").exists());
+    assert_eq!(std::fs::read_dir(bed.kept()).unwrap().count(), 2, "nothing was set aside");
 }

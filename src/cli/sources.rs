@@ -49,10 +49,7 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
             hint: Some(format!("there is {}", known.join(", "))),
         });
     }
-    let mut shown = Vec::new();
-    for source in sources {
-        shown.push((source, state_of(&stead, source)?));
-    }
+    let shown: Vec<_> = sources.into_iter().map(|source| (source, state_of(&stead, source))).collect();
     let now = stead.host.now().wall;
     match args.output {
         Output::Json => {
@@ -72,13 +69,16 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
 }
 
 /// What is remembered of a git source.
-fn state_of(stead: &Stead, source: &Source) -> Result<Option<SyncState>, CliError> {
-    match &source.kind {
-        SourceKind::Folder(_) => Ok(None),
-        SourceKind::Git(git) => sync_state(stead, &source.name, git)
-            .map(Some)
-            .map_err(|error| CliError::Usage { message: format!("{}: {}", source.name, error.one_line()), hint: None }),
-    }
+fn state_of(stead: &Stead, source: &Source) -> Option<SyncState> {
+    let SourceKind::Git(git) = &source.kind else { return None };
+    let state = sync_state(stead, &source.name, git).unwrap_or_else(|error| {
+        let mut unknown = SyncState::default();
+        unknown.fail(error.reason(), error.one_line(), stead.host.now().wall);
+        unknown
+    });
+    // What it could not do before it was told to do nothing is no news.
+    let is_followed = !git.suspend && !state.pinned;
+    Some(SyncState { failure: state.failure.filter(|_| is_followed), ..state })
 }
 
 fn lines(shown: &[(&Source, Option<SyncState>)], now: Timestamp) -> Vec<String> {

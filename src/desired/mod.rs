@@ -39,6 +39,12 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// The images that valid declarations name.
+    fn valid_images(&self) -> impl Iterator<Item = &PathBuf> {
+        let valid = self.vms.values().flatten().filter_map(|declaration| declaration.vm.as_ref().ok());
+        valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image))
+    }
+
     /// What this and another source declare, together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {

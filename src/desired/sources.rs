@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::task::Poll;
 use std::time::Duration;
 
-use super::load::{Loader, Reload};
+use super::load::{Loader, Reload, look_at};
 use super::watch::{Change, Watch};
-use super::{Desired, SourceName};
+use super::{Desired, SourceName, SourceState};
 
 /// Every source, as it was read last.
 #[derive(Default)]
@@ -98,12 +98,16 @@ impl Sources {
         all(self.0.iter_mut().enumerate().map(read))
     }
 
-    /// Puts what another commit says in the place of what one of them declared. Gives what all of them say.
-    pub fn put(&mut self, number: Number, desired: Desired) -> Desired {
-        if let Some(source @ Source::Fixed(_)) = self.0.get_mut(number) {
-            *source = Source::Fixed(desired);
+    /// Puts what another commit says in the place of what one of them declared, unless that cannot be read whole and what was
+    /// could. Gives what all of them say, if that is something else.
+    pub fn put(&mut self, number: Number, desired: Desired) -> Option<Desired> {
+        let Some(Source::Fixed(before)) = self.0.get_mut(number) else { return None };
+        let is_whole = |desired: &Desired| desired.sources.values().all(SourceState::is_complete);
+        if *before == desired || (is_whole(before) && !is_whole(&desired)) {
+            return None;
         }
-        all(self.0.iter().map(Source::as_read))
+        *before = desired;
+        Some(all(self.0.iter().map(Source::as_read)))
     }
 
     /// Sees to it that every folder that there is now is watched. To be called before everything is listed.
@@ -143,7 +147,7 @@ impl Source {
     fn load(&mut self) -> Desired {
         match self {
             Self::Folder { loader, watch } => loader.load(&unsettled(watch.as_ref())),
-            Self::Fixed(desired) => desired.clone(),
+            Self::Fixed(_) => self.as_read(),
         }
     }
 
@@ -159,14 +163,19 @@ impl Source {
     fn as_read(&self) -> Desired {
         match self {
             Self::Folder { loader, .. } => loader.as_read(),
-            Self::Fixed(desired) => desired.clone(),
+            // A path may lead to another image by now.
+            Self::Fixed(desired) => {
+                let names: Vec<PathBuf> = desired.valid_images().cloned().collect();
+                let images = look_at(names.iter()).filter_map(|(path, id)| Some((path, id?))).collect();
+                Desired { images, ..desired.clone() }
+            }
         }
     }
 
     fn names_image(&self, image: &Path) -> bool {
         match self {
             Self::Folder { loader, .. } => loader.names_image(image),
-            Self::Fixed(desired) => desired.images.contains_key(image),
+            Self::Fixed(desired) => desired.valid_images().any(|named| named == image),
         }
     }
 

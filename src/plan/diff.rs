@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::claims::Claims;
 use super::gates::{self, Verdict};
 use super::{Action, Hold, PersistReason, Policy, TeardownReason, VmPlan, disks, drift, fields, remember};
-use crate::desired::{Desired, Origin};
+use crate::desired::{Declaration, Desired, Origin};
 use crate::host::{GuestState, HostFacts};
 use crate::names::VmName;
 use crate::observed::{Fact, Guest, ObservedVm, Record, VmmProcess};
@@ -62,16 +62,23 @@ impl Context<'_> {
     fn wanted(&self, name: &VmName, observed: &ObservedVm, plan: &mut VmPlan) -> Wanted {
         let Some(declarations) = self.desired.vms.get(name) else { return Wanted::Absent };
         let applied = gates::origin_of(observed);
-        let in_force = declarations.iter().find(|declaration| Some(&declaration.origin) == applied);
+        let is_of_owner = |d: &&Declaration| applied.is_some_and(|origin| origin.source == d.origin.source);
+        let mut candidates: Vec<&Declaration> = declarations.iter().filter(is_of_owner).collect();
+        if candidates.is_empty() {
+            if let Some(wanted) = self.kept_for_owner(applied, declarations, observed, plan) {
+                return wanted;
+            }
+            candidates = declarations.iter().collect();
+        }
+        let in_force = candidates.iter().copied().find(|declaration| Some(&declaration.origin) == applied);
         // A file that was renamed, or into which lines were put before the document, is still the one declaration.
-        let chosen = match (in_force, declarations.as_slice()) {
-            (Some(chosen), _) | (None, [chosen]) => chosen,
+        let chosen: &Declaration = match (in_force, candidates.as_slice()) {
+            (Some(chosen), _) => chosen,
+            (None, [chosen]) => chosen,
             (None, [first, rest @ ..]) => {
-                let same = |other: &&crate::desired::Declaration| other.vm.is_ok() && other.vm == first.vm;
-                let same_file: Vec<_> = declarations
-                    .iter()
-                    .filter(|d| applied.is_some_and(|origin| origin.path == d.origin.path))
-                    .collect();
+                let same = |other: &&&Declaration| other.vm.is_ok() && other.vm == first.vm;
+                let has_its_path = |d: &&Declaration| applied.is_some_and(|origin| origin.path == d.origin.path);
+                let same_file: Vec<_> = candidates.iter().copied().filter(has_its_path).collect();
                 if let [moved] = same_file.as_slice() {
                     moved
                 } else if rest.iter().all(|other| same(&other)) {
@@ -107,6 +114,30 @@ impl Context<'_> {
                 Wanted::Nothing(Hold::InvalidManifest(why))
             }
         }
+    }
+
+    /// What is in force of a VM that others declare while its own source cannot be read: as long as nobody knows whether that
+    /// one declares it still, it is not handed over.
+    fn kept_for_owner(
+        &self,
+        applied: Option<&Origin>,
+        others: &[Declaration],
+        observed: &ObservedVm,
+        plan: &mut VmPlan,
+    ) -> Option<Wanted> {
+        let owner = &applied?.source;
+        let gaps = &self.desired.sources.get(owner).filter(|source| !source.is_complete())?.incomplete;
+        let Some(accepted) = &observed.ledger.accepted else {
+            return Some(Wanted::Nothing(Hold::SourceIncomplete(gaps.clone())));
+        };
+        let places: Vec<String> =
+            others.iter().map(|other| format!("{}: {}", other.origin.source, other.origin)).collect();
+        plan.notes.push(format!(
+            "its source {owner} cannot be read whole ({}), so its last good declaration stays in force, and {} is refused",
+            gaps.join("; "),
+            places.join(", "),
+        ));
+        Some(Wanted::Vm { vm: Arc::new(accepted.vm.clone()), origin: accepted.origin.clone() })
     }
 
     /// A VM that is declared, and whose spec is known.

@@ -1,6 +1,6 @@
 //! When each git source is asked, who waits for that, and what came of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -10,8 +10,8 @@ use super::worker::begin;
 use super::{Stead, jittered, requests};
 use crate::config::SourceKind;
 use crate::control::{Reply, Request};
-use crate::desired::Desired;
 use crate::desired::sources::Number;
+use crate::desired::{Desired, SourceState};
 use crate::sync::Synced;
 
 /// What is under way, and what comes next.
@@ -21,6 +21,10 @@ pub(super) struct Syncs {
     next: BTreeMap<Number, Instant>,
     /// Who waits to hear how the next sync goes.
     asked: BTreeMap<Number, Vec<oneshot::Sender<Reply>>>,
+    /// What is to be done with each when the job under way has ended: both would read and write what is remembered of it.
+    queued: BTreeMap<Number, VecDeque<(Request, oneshot::Sender<Reply>)>>,
+    /// Those of which what is in force was read whole.
+    whole: BTreeSet<Number>,
     /// Those that are to be asked once more when the sync under way has ended: whoever asks wants to know what is there now.
     again: BTreeSet<Number>,
     /// What was said of each the last time that it failed, so that it is said once.
@@ -53,6 +57,8 @@ impl Syncs {
             next: sources.map(|(number, _)| (number, Instant::now())).collect(),
             stead: stead.clone(),
             asked: BTreeMap::new(),
+            queued: BTreeMap::new(),
+            whole: BTreeSet::new(),
             again: BTreeSet::new(),
             said: BTreeMap::new(),
             jobs: JoinSet::new(),
@@ -70,18 +76,20 @@ impl Syncs {
     /// Begins with those that are due.
     pub(super) fn begin_due(&mut self) {
         let now = Instant::now();
-        let due: Vec<Number> = self.next.iter().filter(|(_, next)| **next <= now).map(|(number, _)| *number).collect();
+        let is_due = |(number, next): &(&Number, &Instant)| **next <= now && !self.working.contains(number);
+        let due: Vec<Number> = self.next.iter().filter(is_due).map(|(number, _)| *number).collect();
         for number in due {
             self.next.remove(&number);
             self.working.insert(number);
-            let stead = self.stead.clone();
-            begin(&mut self.jobs, &*self.stead.host, move || sync(&stead, number));
+            let (stead, is_whole) = (self.stead.clone(), self.whole.contains(&number));
+            begin(&mut self.jobs, &*self.stead.host, move || sync(&stead, number, is_whole));
         }
     }
 
     /// When the next is due, if none ends before.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.next.values().min().copied()
+        let free = self.next.iter().filter(|(number, _)| !self.working.contains(number));
+        free.map(|(_, next)| *next).min()
     }
 
     /// The next job that ends; `None` when none is under way. May be dropped and called again.
@@ -92,16 +100,19 @@ impl Syncs {
     /// Takes in that a job has ended, and tells of it. Gives why it failed, if it did.
     pub(super) fn take_in(&mut self, ended: &mut Ended, seed: u64) -> Option<String> {
         let name = self.stead.settings.sources.get(ended.source)?.name.to_string();
-        let reply = || match &ended.told {
-            Ok(what) => requests::accepted(format!("{name}: {what}")),
-            Err(why) => requests::refused(format!("{name}: {why}")),
-        };
+        let reply = || answer(&name, &ended.told);
         if let Some(asker) = ended.reply.take() {
             // Whoever asked may have gone away.
             let _ = asker.send(reply());
         }
+        self.working.remove(&ended.source);
+        if ended.desired.as_ref().is_some_and(|desired| desired.sources.values().all(SourceState::is_complete)) {
+            self.whole.insert(ended.source);
+        }
+        if let Some((request, reply)) = self.queued.get_mut(&ended.source).and_then(VecDeque::pop_front) {
+            self.begin_roll_back(ended.source, request, reply);
+        }
         if ended.is_sync {
-            self.working.remove(&ended.source);
             let waits = self.again.remove(&ended.source);
             let interval = self.stead.git_source(ended.source).map(|(_, git)| git.interval).unwrap_or_default();
             let wait = if waits { std::time::Duration::ZERO } else { jittered(interval, seed) };
@@ -145,6 +156,15 @@ impl Syncs {
             self.asked.entry(number).or_default().push(reply);
             return;
         }
+        if self.working.contains(&number) {
+            self.queued.entry(number).or_default().push_back((request, reply));
+        } else {
+            self.begin_roll_back(number, request, reply);
+        }
+    }
+
+    fn begin_roll_back(&mut self, number: Number, request: Request, reply: oneshot::Sender<Reply>) {
+        self.working.insert(number);
         let stead = self.stead.clone();
         let job = move || Ended { reply: Some(reply), ..roll_back(&stead, number, &request) };
         begin(&mut self.jobs, &*self.stead.host, job);
@@ -158,13 +178,10 @@ pub(super) fn carry_out(stead: &Stead, request: &Request) -> Reply {
         Err(refusal) => return refusal,
     };
     let ended = match request {
-        Request::Sync { .. } => sync(stead, number),
+        Request::Sync { .. } => sync(stead, number, true),
         _ => roll_back(stead, number, request),
     };
-    match ended.told {
-        Ok(what) => requests::accepted(what),
-        Err(why) => requests::refused(why),
-    }
+    answer(&stead.settings.sources[number].name.0, &ended.told)
 }
 
 /// The git source that a request is about.
@@ -179,11 +196,25 @@ fn named(stead: &Stead, request: &Request) -> Result<Number, Reply> {
     }
 }
 
-fn sync(stead: &Stead, source: Number) -> Ended {
+fn answer(source: &str, told: &Result<String, String>) -> Reply {
+    match told {
+        Ok(what) => requests::accepted(format!("{source}: {what}")),
+        Err(why) => requests::refused(format!("{source}: {why}")),
+    }
+}
+
+/// Follows a source. Unless what is in force of it `is_whole`, it is read again also if nothing is new: what kept it from being
+/// read may be over, and a repository that cannot be read is fetched anew.
+fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     let Some(syncer) = stead.syncer(source) else { return nothing(source) };
-    let (told, desired, is_news) = match syncer.sync() {
-        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), None, false),
-        Ok(Synced::Held(why)) => (Ok(why.to_owned()), None, false),
+    let mut came_of_it = syncer.sync();
+    let is_readable = || syncer.in_force().sources.values().all(SourceState::is_complete);
+    if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole && !is_readable() {
+        came_of_it = syncer.renew().and_then(|()| syncer.sync());
+    }
+    let (told, desired, is_news) = match came_of_it {
+        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(|| syncer.in_force()), false),
+        Ok(Synced::Held(why)) => (Ok(why.to_owned()), (!is_whole).then(|| syncer.in_force()), false),
         Ok(Synced::Applied(commit)) => {
             let what = format!("applied {:.12} by {}: {}", commit.commit, commit.author, commit.subject);
             (Ok(what), Some(syncer.in_force()), true)

@@ -1,5 +1,7 @@
 //! STATE/sources/NAME/sync.json: which commit of a git source is in force, and how the last attempt to follow it went.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +23,7 @@ pub struct SyncState {
     /// Whether a person went back to `applied`: the repository is not followed until that is released.
     #[serde(default)]
     pub pinned: bool,
-    /// When the repository was asked last.
+    /// When the repository was asked for the last time that anything came of it: that nothing is new is worth no write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tried_at: Option<Timestamp>,
     /// Why it could not be followed then.
@@ -40,6 +42,9 @@ pub struct AppliedCommit {
     pub subject: String,
     /// When it was made, as its maker says.
     pub committed_at: String,
+    /// The folder of the repository whose manifests are in force.
+    #[serde(default)]
+    pub path: PathBuf,
     /// When it was put in force here.
     pub applied_at: Timestamp,
 }
@@ -87,6 +92,7 @@ mod tests {
             author: text(),
             subject: text(),
             committed_at: text(),
+            path: PathBuf::new(),
             applied_at: Timestamp::UNIX_EPOCH,
         }
     }

@@ -86,7 +86,11 @@ impl<'a> Git<'a> {
             return Err(SyncError::TimedOut { what: what(), bound });
         }
         if !done.success {
-            return Err(SyncError::Git { what: what(), said: tidied(&done.errors), code: done.code });
+            return Err(SyncError::Git {
+                what: what(),
+                said: tidied(&self.source.url.hidden_in(&done.errors)),
+                code: done.code,
+            });
         }
         Ok(done.output)
     }
@@ -114,6 +118,8 @@ impl<'a> Git<'a> {
         settings.push(format!("protocol.{}.allow=always", self.source.url.protocol()));
         if let Some(signers) = self.source.verify.as_ref().and_then(|verify| verify.allowed_signers.as_ref()) {
             settings.push(format!("gpg.ssh.allowedSignersFile={}", signers.display()));
+            // A signature says itself of which kind it is, and those are not of the signers who were named.
+            settings.extend(["gpg.openpgp.program=false", "gpg.x509.program=false"].map(str::to_owned));
         }
         settings
     }

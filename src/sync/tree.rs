@@ -24,7 +24,11 @@ pub(super) fn manifests(git: &Git<'_>, commit: &str, path: &Path) -> Result<Vec<
     let refused = |why: String| SyncError::TreeRefused { commit: commit.to_owned(), why };
     let tree = format!("{commit}:{}", path.display());
     // Not told from one that git cannot read: neither is there to be followed.
-    if !git.line(&["cat-file", "-t", &tree]).is_ok_and(|kind| kind == "tree") {
+    let kind = match git.line(&["cat-file", "-t", &tree]) {
+        Err(error) if !matches!(error, SyncError::Git { .. }) => return Err(error),
+        kind => kind.unwrap_or_default(),
+    };
+    if kind != "tree" {
         return Err(refused(format!("there is no folder {:?} in it", path.display().to_string())));
     }
     let entries = entries(&git.ask(&["ls-tree", "-r", "-z", "-l", "--full-tree", &tree])?);

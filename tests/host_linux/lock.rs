@@ -69,7 +69,8 @@ fn looking_at_the_lock_never_keeps_a_vmm_from_starting() {
             }
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(looker.join().unwrap() > 200, "too few looks to meet any start");
+        let looks = looker.join().unwrap();
+        assert!(looks > 50, "{looks} looks are too few to meet every second start");
         assert_eq!(failures, Vec::<String>::new());
     });
 }

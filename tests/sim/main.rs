@@ -12,4 +12,5 @@ mod pains;
 mod parallel;
 mod races;
 mod records;
+mod sources;
 mod writing;

@@ -26,8 +26,9 @@ impl Engine {
 
     /// Takes in what another commit of a git source declares.
     pub(in crate::reconcile) fn put_in_force(&mut self, source: Number, desired: Desired) {
-        let listed = self.sources.put(source, desired);
-        self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
+        if let Some(listed) = self.sources.put(source, desired) {
+            self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
+        }
     }
 
     /// Hands the agenda what was read, and says what is wrong with the manifests that was not before.
