@@ -51,7 +51,10 @@ fn worlds(count: usize, changed_every: Option<usize>) -> (Desired, Observed) {
         desired.vms.insert(name, vec![Declaration { origin, vm: Ok(Arc::new(declared)) }]);
     }
     let root = Some(FileId { device: 1, inode: 1 });
-    desired.sources.insert(source, SourceState { incomplete: Vec::new(), root, empty: false });
+    desired.sources.insert(
+        source,
+        SourceState { incomplete: Vec::new(), root, empty: false, elsewhere: std::sync::Arc::default() },
+    );
     (desired, world.observed())
 }
 

@@ -9,12 +9,17 @@ mod state_dir;
 
 pub use lock::{LockError, StateLock};
 pub use parse::{ParseError, parse_bytes, parse_duration};
-pub use sources::{ConfigurationError, Source, SourceKind, read_sources};
+pub use sources::{ConfigurationError, Configured, Source, SourceKind, configuration_schema, read_configuration};
 pub use state_dir::{Access, StateError, open_state};
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::utsname::UtsName;
+
+use crate::desired::hosts::HostIdentity;
 use crate::plan::Policy;
 
 /// Where manifests are read when nobody says otherwise, as root.
@@ -23,6 +28,10 @@ const ROOT_MANIFESTS: &str = "/etc/stead/manifests";
 const ROOT_CONFIGURATION: &str = "/etc/stead/config.yaml";
 /// STATE when nobody says otherwise, as root.
 const ROOT_STATE: &str = "/var/lib/stead";
+/// What a host is called by whoever set it up (hostname(5)). The kernel's own may be another for a while, by DHCP.
+const HOSTNAME: &str = "/etc/hostname";
+/// machine-id(5).
+const MACHINE_ID: &str = "/etc/machine-id";
 /// RUN when nobody says otherwise, as root.
 const ROOT_RUN: &str = "/run/stead";
 
@@ -31,6 +40,8 @@ const ROOT_RUN: &str = "/run/stead";
 pub struct Settings {
     /// Where manifests come from.
     pub sources: Vec<Source>,
+    /// What this host is, to VMs that are for one of many.
+    pub host: Arc<HostIdentity>,
     /// STATE, as it was named.
     pub state_dir: PathBuf,
     /// RUN, to which the state's own folder is added.
@@ -107,6 +118,12 @@ pub struct Environment {
     pub runtime_dir: Option<PathBuf>,
     /// `/run/user/UID`, if it is there: what `XDG_RUNTIME_DIR` says in a login session, and cron does not.
     pub run_user: Option<PathBuf>,
+    /// What this host is called.
+    pub hostname: String,
+    /// Its machine id, where it has one.
+    pub machine_id: Option<String>,
+    /// The architecture of its CPUs, as uname(2) calls it.
+    pub arch: String,
 }
 
 impl Environment {
@@ -123,7 +140,16 @@ impl Environment {
             state_home: absolute("XDG_STATE_HOME"),
             runtime_dir: absolute("XDG_RUNTIME_DIR"),
             run_user: run_user.is_dir().then_some(run_user),
+            hostname: hostname(),
+            machine_id: first_line(MACHINE_ID),
+            arch: uname(UtsName::machine),
         }
+    }
+
+    /// What this host is, by this configuration.
+    pub fn host(&self, configured: &Configured) -> HostIdentity {
+        let name = configured.host_name.clone().unwrap_or_else(|| self.hostname.clone());
+        HostIdentity::new(name, configured.host_labels.clone(), self.machine_id.clone(), self.arch.clone())
     }
 
     /// Where manifests are read when nobody says otherwise.
@@ -166,6 +192,23 @@ impl Environment {
     }
 }
 
+fn hostname() -> String {
+    let kernels = || uname(UtsName::nodename);
+    first_line(HOSTNAME).unwrap_or_else(kernels)
+}
+
+/// A part of what uname(2) says.
+fn uname(part: fn(&UtsName) -> &OsStr) -> String {
+    nix::sys::utsname::uname().map(|name| part(&name).to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The first line of a file that says something.
+fn first_line(file: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let said = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    text.lines().map(str::trim).find(said).map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +221,9 @@ mod tests {
             state_home: None,
             runtime_dir: None,
             run_user: None,
+            hostname: "a1".to_owned(),
+            machine_id: None,
+            arch: "x86_64".to_owned(),
         }
     }
 

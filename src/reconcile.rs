@@ -199,7 +199,7 @@ impl Stead {
                 Content::Fixed(self.syncer(number).map(|syncer| syncer.in_force()).unwrap_or_default())
             }
         };
-        Sources::new(self.settings.sources.iter().enumerate().map(content))
+        Sources::new(self.settings.sources.iter().enumerate().map(content), &self.settings.host)
     }
 
     fn git_source(&self, number: Number) -> Option<(&SourceName, &GitSource)> {
@@ -211,7 +211,7 @@ impl Stead {
 
     fn syncer(&self, number: Number) -> Option<Syncer<'_>> {
         let (name, git) = self.git_source(number)?;
-        Some(Syncer::new(&*self.host, name, git, self.layout.source(&name.0)))
+        Some(Syncer::new(&*self.host, name, git, &self.settings.host, self.layout.source(&name.0)))
     }
 
     /// What the gates remember; nothing when it cannot be read, which lets no more through than an empty window does.
@@ -263,6 +263,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let resync = stead.settings.resync;
     let mut syncs = Syncs::new(&stead);
     tell_of_cgroups(&*stead.host);
+    tell_of_open_sources(&stead);
     // Nobody looks on: what its turns tell of their progress is in the log.
     let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None, sources);
     engine.settle().await;
@@ -353,6 +354,15 @@ fn tell_of_cgroups(host: &dyn HostOps) {
             if let Some(why) = facts.no_limits {
                 tracing::warn!("VMs get no limits of CPU and memory: {why}");
             }
+        }
+    }
+}
+
+/// Says once, at the beginning, which repositories others than those who are meant to could change.
+fn tell_of_open_sources(stead: &Stead) {
+    for (name, git) in (0..stead.settings.sources.len()).filter_map(|number| stead.git_source(number)) {
+        if let Some(warning) = git.warning() {
+            tracing::warn!(source = %name, "{warning}");
         }
     }
 }
@@ -484,7 +494,7 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
 /// # Errors
 /// Where it cannot be read.
 pub fn sync_state(stead: &Stead, name: &SourceName, git: &GitSource) -> Result<SyncState, SyncError> {
-    Syncer::new(&*stead.host, name, git, stead.layout.source(&name.0)).record()
+    Syncer::new(&*stead.host, name, git, &stead.settings.host, stead.layout.source(&name.0)).record()
 }
 
 /// The kernel objects that nothing accounts for, without freeing or noting any.

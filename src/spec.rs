@@ -254,6 +254,8 @@ impl fmt::Display for MacAddress {
 
 /// Protects a VM from deletion by absence when it is `disabled`.
 pub const PRUNE_ANNOTATION: &str = "stead.dev/prune";
+/// Leaves a VM alone when it is `true`.
+pub const SUSPEND_ANNOTATION: &str = "stead.dev/suspend";
 /// A change of its value restarts the VM once.
 pub const RESTARTED_AT_ANNOTATION: &str = "stead.dev/restartedAt";
 
@@ -277,6 +279,11 @@ impl Vm {
     /// Whether `stead.dev/prune: disabled` protects this VM from deletion by absence.
     pub fn prune_disabled(&self) -> bool {
         self.annotations.get(PRUNE_ANNOTATION).is_some_and(|value| value == "disabled")
+    }
+
+    /// Whether `stead.dev/suspend: "true"` asks to leave this VM alone.
+    pub fn is_suspended(&self) -> bool {
+        self.annotations.get(SUSPEND_ANNOTATION).is_some_and(|value| value == "true")
     }
 
     /// The value of `stead.dev/restartedAt`.

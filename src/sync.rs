@@ -10,10 +10,12 @@ mod tree;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::desired::hosts::HostIdentity;
 use crate::desired::load::load_files;
-use crate::desired::{Desired, Problem, SourceName, SourceState};
+use crate::desired::{Desired, Origin, Problem, SourceName, SourceState};
 use crate::host::{HostOps, StateFileError};
 use crate::state::{AppliedCommit, FORMAT_VERSION, Flaw, SyncState, encode, parse_sync};
 use git::Git;
@@ -145,17 +147,28 @@ impl GitUrl {
     pub fn protocol(&self) -> &'static str {
         self.protocol
     }
-
-    /// Whether anybody on the way could change what is fetched, unnoticed.
-    pub fn is_open(&self) -> bool {
-        matches!(self.protocol, "http" | "git")
-    }
 }
 
 /// For logs and for people, without credentials that it may carry.
 impl fmt::Display for GitUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.hidden_in(&self.text))
+    }
+}
+
+impl GitSource {
+    /// Who could decide what runs here beside those who are meant to, if anybody: what a person should know.
+    pub fn warning(&self) -> Option<String> {
+        let url = &self.url;
+        match (&self.verify, url.protocol) {
+            (Some(_), _) | (None, "file") => None,
+            (None, "http" | "git") => Some(format!(
+                "nothing proves who answers for {url}: anybody on the way decides what runs here; use https or ssh, or `verify`"
+            )),
+            (None, _) => Some(format!(
+                "no signature is asked for: whoever may push to {url} decides what runs here; `verify` asks for one"
+            )),
+        }
     }
 }
 
@@ -243,6 +256,14 @@ pub enum SyncError {
         /// The commit.
         commit: String,
     },
+    /// It cannot be told which of its VMs are for this host.
+    #[error("commit {commit:.12}: {why}")]
+    HostUnclear {
+        /// The commit.
+        commit: String,
+        /// Why.
+        why: String,
+    },
     /// There is no such commit to go back to.
     #[error("{0:?} is no commit that was in force here; `stead sources` lists them")]
     UnknownCommit(String),
@@ -286,6 +307,7 @@ impl SyncError {
             Self::TreeRefused { .. } => "TreeRefused",
             Self::Broken { .. } => "ManifestsInvalid",
             Self::Empty { .. } => "Empty",
+            Self::HostUnclear { .. } => "HostUnclear",
             Self::UnknownCommit(_) => "UnknownCommit",
             Self::State { .. } => "StateUnwritable",
             Self::Record(_) | Self::Flawed { .. } => "RecordInvalid",
@@ -305,15 +327,22 @@ pub struct Syncer<'a> {
     host: &'a dyn HostOps,
     name: &'a SourceName,
     source: &'a GitSource,
+    here: &'a Arc<HostIdentity>,
     folder: PathBuf,
     git: Git<'a>,
 }
 
 impl<'a> Syncer<'a> {
-    /// That of the source `name`, kept in `folder`.
-    pub fn new(host: &'a dyn HostOps, name: &'a SourceName, source: &'a GitSource, folder: PathBuf) -> Self {
+    /// That of the source `name`, kept in `folder`, for this host.
+    pub fn new(
+        host: &'a dyn HostOps,
+        name: &'a SourceName,
+        source: &'a GitSource,
+        here: &'a Arc<HostIdentity>,
+        folder: PathBuf,
+    ) -> Self {
         let git = Git::new(host, source, folder.join("repository.git"));
-        Self { host, name, source, folder, git }
+        Self { host, name, source, here, folder, git }
     }
 
     fn record_file(&self) -> PathBuf {
@@ -337,7 +366,8 @@ impl<'a> Syncer<'a> {
             let record = self.record()?;
             if let Some(applied) = record.applied {
                 // Below the path for which it was judged: another one in the configuration is taken up by the next sync.
-                return Ok(load_files(self.name, tree::manifests(&self.git, &applied.commit, &applied.path)?));
+                let files = tree::manifests(&self.git, &applied.commit, &applied.path)?;
+                return Ok(load_files(self.name, self.here, files).desired);
             }
             let why = record.failure.map_or_else(String::new, |failure| format!(": {}", failure.message));
             Ok(incomplete(self.name, format!("it was never synced{why}")))
@@ -571,20 +601,24 @@ impl<'a> Syncer<'a> {
     /// Whether every manifest of a commit is sound: one that is not would keep its VM as it is and let the others change, and
     /// what was changed together is to be taken up together.
     fn judge(&self, commit: &str, path: &Path) -> Result<(), SyncError> {
-        let desired = load_files(self.name, tree::manifests(&self.git, commit, path)?);
+        let read = load_files(self.name, self.here, tree::manifests(&self.git, commit, path)?);
         let commit = commit.to_owned();
-        if let Some((name, declarations)) = desired.vms.iter().find(|(_, declarations)| declarations.len() > 1) {
-            let places: Vec<String> = declarations.iter().map(|declaration| declaration.origin.to_string()).collect();
+        if let Some((name, origins)) = read.clashes.first_key_value() {
+            let places: Vec<String> = origins.iter().map(Origin::to_string).collect();
             let why = format!("VM {name} is declared {} times: {}; keep one", places.len(), places.join(", "));
             return Err(SyncError::TreeRefused { commit, why });
         }
-        if !desired.problems.is_empty() {
-            return Err(SyncError::Broken { commit, problems: desired.problems });
+        if !read.desired.problems.is_empty() {
+            return Err(SyncError::Broken { commit, problems: read.desired.problems });
         }
-        if desired.vms.is_empty() {
+        let state = read.desired.sources.get(self.name);
+        if state.is_none_or(|state| state.empty) {
             return Err(SyncError::Empty { commit });
         }
-        Ok(())
+        match state.and_then(|state| state.incomplete.first()) {
+            Some(why) => Err(SyncError::HostUnclear { commit, why: why.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn describe(&self, commit: String) -> Result<AppliedCommit, SyncError> {
@@ -600,7 +634,7 @@ impl<'a> Syncer<'a> {
 }
 
 fn incomplete(name: &SourceName, why: String) -> Desired {
-    let state = SourceState { incomplete: vec![why], root: None, empty: true };
+    let state = SourceState { incomplete: vec![why], root: None, empty: true, elsewhere: Arc::default() };
     Desired { sources: [(name.clone(), state)].into(), ..Desired::default() }
 }
 
@@ -632,6 +666,28 @@ mod tests {
         ] {
             assert_eq!(GitUrl::new(bad), Err(NoGitUrl), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_repository_elsewhere_whose_signatures_nobody_checks_is_warned_of() {
+        let source = |url: &str, verify: Option<Verify>| GitSource {
+            url: GitUrl::new(url).unwrap(),
+            reference: Reference::Branch("main".into()),
+            path: PathBuf::new(),
+            interval: Duration::ZERO,
+            timeout: Duration::ZERO,
+            size_max: 0,
+            follow_force_push: false,
+            ssh_key: None,
+            verify,
+            suspend: false,
+        };
+        let verify = || Some(Verify { of: Signed::Head, allowed_signers: None });
+        assert_eq!(source("file:///srv/x", None).warning(), None);
+        assert_eq!(source("git://h/x", verify()).warning(), None);
+        assert!(source("git://h/x", None).warning().is_some_and(|why| why.contains("on the way")));
+        let told = source("https://token@h/x", None).warning().unwrap();
+        assert!(told.contains("may push to https://***@h/x"), "{told}");
     }
 
     #[test]

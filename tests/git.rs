@@ -6,8 +6,10 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use stead::desired::hosts::{HostIdentity, Labels};
 use stead::desired::{Desired, SourceName};
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 use stead::sync::{GitSource, GitUrl, Reference, Signed, SyncError, Synced, Syncer, Verify};
@@ -27,13 +29,16 @@ struct Bed {
     folder: tempfile::TempDir,
     name: SourceName,
     host: LinuxHost,
+    here: Arc<HostIdentity>,
 }
 
 impl Bed {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = LinuxHostConfig { firecracker: None, qemu: None };
-        let bed = Self { folder, name: SourceName("fleet".into()), host: LinuxHost::new(config).unwrap() };
+        let here = HostIdentity::new("a1".into(), Labels::new(), None, "x86_64".into());
+        let (name, host) = (SourceName("fleet".into()), LinuxHost::new(config).unwrap());
+        let bed = Self { folder, name, host, here: Arc::new(here) };
         std::fs::create_dir(bed.origin()).unwrap();
         bed.git(&["init", "--quiet", "--initial-branch=main"]);
         bed
@@ -97,7 +102,7 @@ impl Bed {
     }
 
     fn syncer<'a>(&'a self, source: &'a GitSource) -> Syncer<'a> {
-        Syncer::new(&self.host, &self.name, source, self.kept())
+        Syncer::new(&self.host, &self.name, source, &self.here, self.kept())
     }
 
     /// One commit with these VMs, followed.

@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stead::desired::hosts::{HostIdentity, Labels};
 use stead::desired::load::{Loader, load_text, validate_paths};
 use stead::desired::{Desired, SourceName};
 
@@ -227,7 +229,7 @@ struct Folder(tempfile::TempDir, Loader);
 impl Folder {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let loader = Loader::new(SourceName("test".into()), folder.path().to_owned());
+        let loader = Loader::new(SourceName("test".into()), folder.path().to_owned(), None);
         Self(folder, loader)
     }
 
@@ -327,7 +329,7 @@ fn without_permission_to_read_a_source_is_incomplete() {
 
 #[test]
 fn a_missing_folder_is_not_an_empty_one() {
-    let mut loader = Loader::new(SourceName("test".into()), "/nonexistent/manifests".into());
+    let mut loader = Loader::new(SourceName("test".into()), "/nonexistent/manifests".into(), None);
     let desired = loader.load(&BTreeSet::new());
     assert!(!complete(&desired));
     assert_eq!(desired.sources.values().next().unwrap().root, None);
@@ -413,7 +415,7 @@ fn validate_names_files_as_its_user_did() {
     folder.write("web.yaml", GOOD.replace("memory", "memroy"));
     let path = folder.0.path().join("web.yaml");
     for named in [folder.0.path().to_owned(), path.clone()] {
-        let problems = validate_paths(&[named]).problems;
+        let problems = validate_paths(&[named]).desired.problems;
         assert_eq!(problems[0].path, path);
     }
 }
@@ -429,4 +431,65 @@ proptest::proptest! {
         judge(&GOOD[..cut]);
         judge(&GOOD[from..]);
     }
+}
+
+const FLEET: &str = "apiVersion: stead.dev/v1alpha1
+kind: Host
+metadata: {name: a1, labels: {zone: north}}
+---
+apiVersion: stead.dev/v1alpha1
+kind: Host
+metadata: {name: a2, labels: {zone: south}}
+";
+
+fn placed(name: &str, zone: &str, image: &str) -> String {
+    format!(
+        "---\napiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\nspec:\n  memory: 1Mi\n  \
+         boot: {{kernel: /k}}\n  disks: [{{name: root, image: {image}, mode: direct}}]\n  \
+         hostSelector: {{matchExpressions: [{{key: zone, operator: In, values: [{zone}]}}]}}\n"
+    )
+}
+
+#[test]
+fn of_a_fleet_each_host_reads_its_own_and_all_read_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(folder.path().join("fleet.yaml"), text).unwrap();
+    let read = |host: &str| {
+        let here = HostIdentity::new(host.into(), Labels::new(), None, "x86_64".into());
+        Loader::new(SourceName("test".into()), folder.path().to_owned(), Some(Arc::new(here))).load(&BTreeSet::new())
+    };
+    let names = |desired: &Desired| desired.vms.keys().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    // One name on two hosts, and one image on each of them.
+    write(
+        &(FLEET.to_owned()
+            + &placed("web", "north", "/i")
+            + &placed("web", "south", "/i")
+            + &placed("db", "south", "/d")),
+    );
+    let (north, south) = (read("a1"), read("a2"));
+    assert_eq!((names(&north).as_str(), names(&south).as_str()), ("web", "db web"));
+    assert!(north.is_complete() && north.problems.is_empty(), "{:?}", north.problems);
+    let state = north.sources.values().next().unwrap();
+    assert!(state.elsewhere.iter().map(ToString::to_string).eq(["db".to_owned()]) && !state.empty);
+    let checked = validate_paths(&[folder.path().to_owned()]);
+    assert!(checked.clashes.is_empty() && checked.desired.problems.is_empty());
+    assert_eq!(checked.views.iter().map(names).collect::<Vec<_>>(), ["web", "db web"]);
+    let stranger = read("a9");
+    assert!(stranger.vms.is_empty() && !stranger.is_complete(), "what is not listed takes nothing for gone");
+
+    write(&(FLEET.to_owned() + &placed("web", "\"north, south\"", "/i")));
+    for host in ["a1", "a2"] {
+        let problems = read(host).problems;
+        assert!(problems[0].message.contains("no host has zone=north, south"), "{problems:?}");
+        assert_eq!(problems[0].place.map(|(line, _)| line), Some(16), "{problems:?}");
+    }
+    write(&(FLEET.to_owned() + &placed("web", "north, south", "/i")));
+    for host in ["a1", "a2"] {
+        let desired = read(host);
+        assert!(desired.problems[0].message.contains("hosts a1 and a2 both have"), "{:?}", desired.problems);
+        assert!(desired.vms.values().flatten().all(|declaration| declaration.vm.is_err()));
+    }
+    write(&(FLEET.replace("name: a2", "name: a 2") + &placed("web", "north", "/i")));
+    let desired = read("a1");
+    assert!(!desired.is_complete() && desired.problems.len() == 2, "{:?}", desired.problems);
 }

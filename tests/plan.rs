@@ -14,8 +14,10 @@ mod model;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use stead::desired::hosts::{HostIdentity, Labels};
 use stead::desired::load::Loader;
 use stead::desired::{Desired, SourceName};
 use stead::host::GuestState;
@@ -55,7 +57,8 @@ fn every_golden_world_has_its_plan() {
 }
 
 fn load(folder: &Path) -> Desired {
-    Loader::new(SourceName("manifests".to_owned()), folder.to_owned()).load(&BTreeSet::new())
+    let here = HostIdentity::new("a1".into(), Labels::new(), None, "x86_64".into());
+    Loader::new(SourceName("manifests".to_owned()), folder.to_owned(), Some(Arc::new(here))).load(&BTreeSet::new())
 }
 
 fn judge(case: &Path) -> String {

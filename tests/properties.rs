@@ -116,7 +116,8 @@ fn any_case() -> impl Strategy<Value = Case> {
         }
         let incomplete = if complete { Vec::new() } else { vec!["a file cannot be read".to_owned()] };
         let root = Some(FileId { device: 1, inode: 1 });
-        let state = SourceState { incomplete, root, empty: desired.vms.is_empty() };
+        let state =
+            SourceState { incomplete, root, empty: desired.vms.is_empty(), elsewhere: std::sync::Arc::default() };
         desired.sources = BTreeMap::from([(SourceName("manifests".into()), state)]);
         Case { desired, world }
     })
@@ -230,7 +231,7 @@ proptest! {
         case.desired.vms.insert(name.clone(), vec![declaration]);
         case.world.vms.insert(name.clone(), observed);
         let root = Some(FileId { device: 1, inode: 1 });
-        let state = SourceState { incomplete: Vec::new(), root, empty: false };
+        let state = SourceState { incomplete: Vec::new(), root, empty: false, elsewhere: std::sync::Arc::default() };
         case.desired.sources.insert(SourceName("manifests".into()), state);
         prop_assert!(plan_of(&case).is_empty(), "{:?}", plan_of(&case));
     }

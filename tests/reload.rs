@@ -11,9 +11,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stead::desired::delta::Delta;
+use stead::desired::hosts::{HostIdentity, Labels};
 use stead::desired::load::{Loader, Reload};
 use stead::desired::watch::{Change, Watch};
 use stead::desired::{Desired, SourceName};
@@ -50,7 +52,8 @@ struct Follower {
 }
 
 fn loader(root: &Path) -> Loader {
-    Loader::new(SourceName("test".into()), root.to_owned())
+    let here = HostIdentity::new("a1".into(), Labels::new(), None, "x86_64".into());
+    Loader::new(SourceName("test".into()), root.to_owned(), Some(Arc::new(here)))
 }
 
 impl Follower {
@@ -123,13 +126,24 @@ fn text(random: &mut Random, images: &Path) -> String {
         let name = random.choose(&["w", "x", "y", "z"]).unwrap();
         let image = images.join(random.choose(&["one.img", "link.img", "none.img"]).unwrap());
         let cpus = random.below(4);
-        documents.push(match random.below(8) {
+        let selector = match random.below(6) {
+            0 => "\n  hostSelector: {matchLabels: {stead.dev/hostname: a1}}",
+            1 => "\n  hostSelector: {matchLabels: {stead.dev/hostname: a2}}",
+            2 => "\n  hostSelector: {matchLabels: {zone: north}}",
+            _ => "",
+        };
+        documents.push(match random.below(10) {
             0 => "a: [".to_owned(),
             1 => "kind: VirtualMachine\n".to_owned(),
             2 => format!("apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\n"),
+            // Rarely: while hosts are listed, every change of that list is one of everything.
+            3 if random.is(1, 3) => {
+                let host = random.choose(&["a1", "a2", "a3 x"]).unwrap();
+                format!("apiVersion: stead.dev/v1alpha1\nkind: Host\nmetadata: {{name: {host}, labels: {{zone: north}}}}\n")
+            }
             _ => format!(
                 "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\nspec:\n  cpus: {cpus}\n  \
-                 memory: 1Mi\n  boot: {{kernel: /k}}\n  disks: [{{name: root, image: {}, mode: direct}}]\n",
+                 memory: 1Mi\n  boot: {{kernel: /k}}\n  disks: [{{name: root, image: {}, mode: direct}}]{selector}\n",
                 image.display()
             ),
         });

@@ -34,6 +34,12 @@ const ONLY_THE_LOADER: &[&str] = &[
     // Of annotations that are stead's.
     "stead knows no annotation",
     "stead.dev/prune is",
+    "stead.dev/suspend is",
+    // Of labels that are stead's, and of how they are asked for.
+    "stead knows no label",
+    "a label has a name",
+    "needs values to go by",
+    "takes no values",
 ];
 
 /// How often the two were of each opinion, and which rules were met.
@@ -50,12 +56,13 @@ fn compare(validator: &Validator, tree: &Node, tally: &mut Tally) -> Result<(), 
     let errors: Vec<String> =
         validator.iter_errors(&document).map(|error| format!("{}: {error}", error.instance_path())).collect();
     let findings = match judge(tree) {
-        Judged::Vm(_) if errors.is_empty() => {
+        Judged::Vm(..) if errors.is_empty() => {
             tally.accepted += 1;
             return Ok(());
         }
-        Judged::Vm(_) => return Err(format!("the loader accepts what the schema refuses, {errors:#?}: {document:#}")),
+        Judged::Vm(..) => return Err(format!("the loader accepts what the schema refuses, {errors:#?}: {document:#}")),
         Judged::Broken(_, findings) | Judged::Nameless(findings) => findings,
+        Judged::Host(_) | Judged::BrokenHost(_) => return Ok(()),
     };
     assert!(!findings.is_empty(), "refused for no reason: {document}");
     if !errors.is_empty() {
@@ -89,7 +96,9 @@ fn sound(random: &mut Random) -> Value {
         "apiVersion": "stead.dev/v1alpha1", "kind": "VirtualMachine",
         "metadata": {
             "name": "web", "labels": {"app": "web"},
-            "annotations": {"stead.dev/prune": "disabled", "stead.dev/restartedAt": "1", "mine": "x"},
+            "annotations": {
+                "stead.dev/prune": "disabled", "stead.dev/suspend": "true", "stead.dev/restartedAt": "1", "mine": "x",
+            },
         },
         "spec": {
             "powerState": "Paused", "restartPolicy": "OnFailure", "vmm": "qemu", "cpus": 2, "memory": "128Mi",
@@ -103,6 +112,12 @@ fn sound(random: &mut Random) -> Value {
                 {"name": "eth1", "bridge": null, "macAddress": "06:00:00:00:00:02"},
             ],
             "terminationGracePeriodSeconds": 3, "updatePolicy": "OnRestart", "deletionPolicy": "Delete",
+            "hostSelector": {
+                "matchLabels": {"zone": "north", "stead.dev/hostname": "a1"}, "allowMultiple": false,
+                "matchExpressions": [
+                    {"key": "rack", "operator": "In", "values": ["1", "2"]}, {"key": "spare", "operator": "DoesNotExist"},
+                ],
+            },
         },
     });
     let optional = [
@@ -115,10 +130,14 @@ fn sound(random: &mut Random) -> Value {
         ("/spec", "networkInterfaces"),
         ("/spec/boot", "initrd"),
         ("/spec/boot", "args"),
+        ("/spec", "hostSelector"),
+        ("/spec/hostSelector", "matchLabels"),
     ];
     for (parent, field) in optional {
-        if random.is(1, 6) {
-            manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().shift_remove(field);
+        if random.is(1, 6)
+            && let Some(parent) = manifest.pointer_mut(parent).and_then(Value::as_object_mut)
+        {
+            parent.shift_remove(field);
         }
     }
     manifest
@@ -210,6 +229,11 @@ fn value(random: &mut Random) -> Value {
         json!({"a": 1}),
         json!({"stead.dev/purge": "x"}),
         json!({"stead.dev/prune": "no"}),
+        json!({"stead.dev/suspend": "maybe"}),
+        json!({"stead.dev/hostnme": "a1"}),
+        json!({"": "x"}),
+        json!("Exists"),
+        json!("NotIn"),
         json!([{"name": "a", "image": "/a", "mode": "copy"}]),
     ];
     random.choose(&values).cloned().unwrap()

@@ -113,7 +113,7 @@ fn death(pid: i32, file: &Path) {
 fn memory(manifests: &Path) {
     let source = stead::desired::SourceName("floor".to_owned());
     let desired =
-        stead::desired::load::Loader::new(source, manifests.to_owned()).load(&std::collections::BTreeSet::new());
+        stead::desired::load::Loader::new(source, manifests.to_owned(), None).load(&std::collections::BTreeSet::new());
     say_ready();
     wait_for_the_end();
     drop(desired);

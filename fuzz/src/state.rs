@@ -50,7 +50,10 @@ fn fixed() -> &'static Fixed {
         let declaration = Declaration { origin: origin.clone(), vm: Ok(Arc::clone(&vm)) };
         let root = Some(FileId { device: 1, inode: 1 });
         let desired = Desired {
-            sources: BTreeMap::from([(source, SourceState { incomplete: Vec::new(), root, empty: false })]),
+            sources: BTreeMap::from([(
+                source,
+                SourceState { incomplete: Vec::new(), root, empty: false, elsewhere: std::sync::Arc::default() },
+            )]),
             vms: BTreeMap::from([(name.clone(), vec![declaration])]),
             ..Desired::default()
         };

@@ -1,14 +1,15 @@
 //! The flags that every command takes, each with its `STEAD_*` variable.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::{CliError, ColorChoice};
 use crate::config::{
-    DEFAULT_PARALLEL, Environment, QemuAccel, Settings, Source, default_starting, parse_bytes, parse_duration,
-    read_sources,
+    Configured, DEFAULT_PARALLEL, Environment, QemuAccel, Settings, Source, default_starting, parse_bytes,
+    parse_duration, read_configuration,
 };
 use crate::plan::Policy;
 
@@ -181,8 +182,10 @@ impl Flags {
         let state_dir = self.state_dir.clone().or_else(|| environment.default_state_dir());
         let state_dir = state_dir.ok_or_else(|| homeless("state-dir"))?;
         let run_dir = self.run_dir.clone().unwrap_or_else(|| environment.default_run_dir(&state_dir));
+        let configured = self.configuration(environment)?;
         Ok(Settings {
-            sources: self.sources(environment)?.ok_or_else(|| homeless("manifests"))?,
+            host: Arc::new(environment.host(&configured)),
+            sources: self.sources(configured.sources, environment).ok_or_else(|| homeless("manifests"))?,
             run_dir,
             state_dir,
             firecracker: self.firecracker.clone(),
@@ -207,22 +210,27 @@ impl Flags {
 }
 
 impl Flags {
-    /// Where manifests come from: the folder that was named, else what the configuration says, else the usual folder.
-    fn sources(&self, environment: &Environment) -> Result<Option<Vec<Source>>, CliError> {
-        if let Some(folder) = &self.manifests {
-            return Ok(Some(vec![Source::manifests(folder.clone())]));
-        }
+    /// What the configuration says, if there is one.
+    fn configuration(&self, environment: &Environment) -> Result<Configured, CliError> {
         let default = environment.default_configuration();
-        let read = self.config.as_ref().or(default.as_ref()).map(|file| (file, read_sources(file)));
-        match read {
-            Some((_, Err(error))) => Err(error.into()),
-            Some((_, Ok(Some(sources)))) => Ok(Some(sources)),
-            Some((file, Ok(None))) if self.config.is_some() => Err(CliError::Usage {
+        let Some(file) = self.config.as_ref().or(default.as_ref()) else { return Ok(Configured::default()) };
+        match read_configuration(file)? {
+            Some(configured) => Ok(configured),
+            None if self.config.is_some() => Err(CliError::Usage {
                 message: format!("there is no {}", file.display()),
                 hint: Some("leave --config out, or name the file that is there".to_owned()),
             }),
-            _ => Ok(environment.default_manifests().map(|folder| vec![Source::manifests(folder)])),
+            None => Ok(Configured::default()),
         }
+    }
+
+    /// Where manifests come from: the folder that was named, else what the configuration says, else the usual folder.
+    fn sources(&self, configured: Vec<Source>, environment: &Environment) -> Option<Vec<Source>> {
+        if self.manifests.is_none() && !configured.is_empty() {
+            return Some(configured);
+        }
+        let folder = self.manifests.clone().or_else(|| environment.default_manifests())?;
+        Some(vec![Source::manifests(folder)])
     }
 }
 

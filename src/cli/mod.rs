@@ -107,7 +107,7 @@ pub enum Command {
     Gc(gc::Args),
     /// Check manifests without touching the host
     Validate(validate::Args),
-    /// Print the JSON Schema of manifests, for editors
+    /// Print the JSON Schema of manifests or the configuration, for editors
     Schema(schema::Args),
     /// Print completions for a shell
     Completions(completions::Args),
@@ -173,7 +173,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Rollback(args) => rollback::execute(context, args),
         Command::Gc(args) => gc::execute(context, &args),
         Command::Validate(args) => validate::execute(context, &args),
-        Command::Schema(_) => schema::execute(context),
+        Command::Schema(args) => schema::execute(context, &args),
         Command::Completions(args) => completions::execute(context, &args),
     }
 }
@@ -189,6 +189,9 @@ pub(crate) fn test_settings(home: &std::path::Path) -> Settings {
         state_home: None,
         runtime_dir: Some(home.join("run")),
         run_user: None,
+        hostname: "a1".to_owned(),
+        machine_id: None,
+        arch: "x86_64".to_owned(),
     };
     cli.flags.settings(&environment).expect("every folder has a default")
 }

@@ -8,9 +8,8 @@ use serde_json::Value;
 
 use super::{CliError, render};
 use crate::config::Settings;
-use crate::desired::load::{load_text, validate_paths};
-use crate::desired::manifest::json_schema;
-use crate::desired::{Declaration, Desired, Problem, SourceName};
+use crate::desired::load::{Together, validate_paths, validate_text};
+use crate::desired::{Declaration, Desired, Origin, Problem, SourceName};
 use crate::host::HostOps;
 use crate::host::linux::{LinuxHost, LinuxHostConfig};
 use crate::names::VmName;
@@ -48,23 +47,33 @@ pub(super) struct Validation {
 /// Everything that is wrong with these files and folders; `-` is standard input.
 pub(super) fn validate(paths: &[PathBuf], settings: &Settings) -> Result<Validation, CliError> {
     let (input, named): (Vec<&PathBuf>, Vec<&PathBuf>) = paths.iter().partition(|path| *path == Path::new("-"));
-    let mut desired = validate_paths(&named.into_iter().cloned().collect::<Vec<_>>());
+    let Together { mut desired, mut clashes, mut views } =
+        validate_paths(&named.into_iter().cloned().collect::<Vec<_>>());
     if !input.is_empty() {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map_err(|source| CliError::io("read standard input", source))?;
-        let read = load_text(SourceName("standard input".to_owned()), Path::new("<stdin>"), &text);
-        for (name, declarations) in read.vms {
-            desired.vms.entry(name).or_default().extend(declarations);
-        }
-        desired.problems.extend(read.problems);
+        let read = validate_text(SourceName("standard input".to_owned()), Path::new("<stdin>"), &text);
+        clashes.extend(read.clashes);
+        views.extend(read.views);
+        desired = desired.and(read.desired);
     }
-    for (name, declarations) in desired.vms.iter().filter(|(_, declarations)| declarations.len() > 1) {
-        let places: Vec<String> = declarations.iter().map(|declaration| declaration.origin.to_string()).collect();
+    // What stands in two folders is read by one host together.
+    for (name, all) in &desired.vms {
+        if all.iter().any(|declaration| declaration.origin.source != all[0].origin.source) {
+            clashes.insert(name.clone(), all.iter().map(|declaration| declaration.origin.clone()).collect());
+        }
+    }
+    for (name, origins) in &clashes {
+        let places: Vec<String> = origins.iter().map(Origin::to_string).collect();
         let message = format!("VM {name} is declared {} times: {}", places.len(), places.join(", "));
         let hint = Some("keep one; names are unique on the host".to_owned());
-        desired.problems.push(Problem { hint, ..at(&declarations[0], message) });
+        desired.problems.extend(origins.first().map(|origin| Problem { hint, ..at(origin, message) }));
     }
-    desired.problems.extend(image_clashes(&desired));
+    for problem in views.iter().flat_map(image_clashes) {
+        if !desired.problems.contains(&problem) {
+            desired.problems.push(problem);
+        }
+    }
     // A folder that cannot be listed is no manifest's fault, and no reason to call it valid.
     if desired.problems.is_empty() {
         for (source, state) in desired.sources.iter().filter(|(_, state)| !state.is_complete()) {
@@ -86,7 +95,7 @@ fn image_clashes(desired: &Desired) -> Vec<Problem> {
     let claims = Claims::of(desired, std::iter::empty());
     let clash = |(name, declaration): (&VmName, &Declaration)| {
         let message = claims.conflict(desired, name, &declaration.vm.as_ref().ok()?.spec, None)?;
-        Some(at(declaration, format!("VM {name}: {message}")))
+        Some(at(&declaration.origin, format!("VM {name}: {message}")))
     };
     declarations(desired).filter_map(clash).collect()
 }
@@ -114,7 +123,7 @@ fn host_lacks(desired: &Desired, settings: &Settings) -> Result<Vec<Problem>, Cl
             ),
             _ => format!("on this host VM {name} could not start: {}", no_device_mapper(&disk, &why)),
         };
-        at(declaration, message)
+        at(&declaration.origin, message)
     };
     Ok(with_snapshot.into_iter().map(warning).collect())
 }
@@ -123,8 +132,7 @@ fn declarations(desired: &Desired) -> impl Iterator<Item = (&VmName, &Declaratio
     desired.vms.iter().flat_map(|(name, declarations)| declarations.iter().map(move |declaration| (name, declaration)))
 }
 
-fn at(declaration: &Declaration, message: String) -> Problem {
-    let origin = &declaration.origin;
+fn at(origin: &Origin, message: String) -> Problem {
     let root = Path::new(&origin.source.0);
     let path = if root.is_dir() { root.join(&origin.path) } else { origin.path.clone() };
     Problem { path, place: Some((origin.line, 1)), message, hint: None, snippet: None }
@@ -138,9 +146,4 @@ pub(super) fn problem_text(problem: &Problem, color: bool) -> String {
 /// The same for what fails nothing.
 pub(super) fn warning_text(problem: &Problem, color: bool) -> String {
     render::problem(problem, true, color)
-}
-
-/// The JSON Schema of manifests.
-pub(super) fn schema() -> Value {
-    json_schema()
 }

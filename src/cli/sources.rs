@@ -58,8 +58,9 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         }
         Output::Table => {
             let mut text = lines(&shown, now).join("\n") + "\n";
-            if let (Some(_), [(_, Some(state))]) = (&args.name, shown.as_slice()) {
+            if let (Some(_), [(source, Some(state))]) = (&args.name, shown.as_slice()) {
                 text += &details(state, now);
+                text += &warning_of(source).map_or_else(String::new, |warning| format!("\n{}\n", one_line(&warning)));
             }
             context.term.print(text)?;
         }
@@ -134,6 +135,13 @@ fn details(state: &SyncState, now: Timestamp) -> String {
     text + "\n" + &align(&rows).join("\n") + "\n"
 }
 
+fn warning_of(source: &Source) -> Option<String> {
+    match &source.kind {
+        SourceKind::Git(git) => git.warning(),
+        SourceKind::Folder(_) => None,
+    }
+}
+
 fn short(commit: &str) -> String {
     commit.chars().take(12).collect()
 }
@@ -156,6 +164,7 @@ fn object(source: &Source, state: Option<&SyncState>) -> Value {
         "history": state.map(|state| &state.history),
         "pinned": state.map(|state| state.pinned),
         "failure": state.and_then(|state| state.failure.as_ref()),
+        "warning": warning_of(source),
         "triedAt": state.and_then(|state| state.tried_at),
     })
 }

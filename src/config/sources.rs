@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::{ParseError, parse_bytes, parse_duration};
 use crate::desired::SourceName;
+use crate::desired::hosts::{self, Labels};
 use crate::desired::structure::{self, Finding};
 use crate::desired::yaml::{self, Node};
 use crate::names::VmName;
@@ -30,6 +31,17 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const SIZE_MAX: u64 = 256 << 20;
 /// How long a fetch may take when nobody says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the configuration file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Configured {
+    /// Where manifests come from; none: it does not say.
+    pub sources: Vec<Source>,
+    /// What this host is called, if not by its hostname.
+    pub host_name: Option<String>,
+    /// The labels that its user gave this host.
+    pub host_labels: Labels,
+}
 
 /// Where manifests come from, under a name that their VMs remember.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +80,24 @@ struct Configuration {
     #[schemars(extend("const" = KIND))]
     #[serde(rename = "kind")]
     _kind: String,
-    /// Where manifests come from. A VM belongs to the source that declared it first.
-    sources: Vec<SourceEntry>,
+    /// Where manifests come from; otherwise the usual folder. A VM belongs to the source that declared it first.
+    #[serde(default)]
+    sources: Option<Vec<SourceEntry>>,
+    /// What VMs that are for one of many hosts know this one by.
+    #[serde(default)]
+    host: HostEntry,
+}
+
+/// What VMs that are for one of many hosts know this one by.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct HostEntry {
+    /// Its name; its hostname otherwise.
+    #[serde(default)]
+    name: Option<String>,
+    /// Its labels, beside those that stead gives it.
+    #[serde(default)]
+    labels: Labels,
 }
 
 /// A folder, or a git repository.
@@ -173,7 +201,7 @@ pub struct ConfigurationError(Vec<String>);
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn read_sources(file: &Path) -> Result<Option<Vec<Source>>, ConfigurationError> {
+pub fn read_configuration(file: &Path) -> Result<Option<Configured>, ConfigurationError> {
     let failed = |why: &dyn fmt::Display| ConfigurationError(vec![format!("{}: {why}", file.display())]);
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text).map(Some).map_err(|findings| {
@@ -188,7 +216,12 @@ pub fn read_sources(file: &Path) -> Result<Option<Vec<Source>>, ConfigurationErr
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Source>, Vec<Finding>> {
+/// The JSON Schema of the configuration file.
+pub fn configuration_schema() -> serde_json::Value {
+    SchemaGenerator::default().into_root_schema_for::<Configuration>().to_value()
+}
+
+fn parse(text: &str) -> Result<Configured, Vec<Finding>> {
     let mut documents = yaml::documents(text);
     let whole = |message: &str| Finding { place: (1, 1), message: message.to_owned(), hint: None };
     let (Some(document), None) = (documents.pop(), documents.pop()) else {
@@ -197,16 +230,17 @@ fn parse(text: &str) -> Result<Vec<Source>, Vec<Finding>> {
     let tree = document.tree.map_err(|error| {
         vec![Finding { place: error.place.unwrap_or((document.line, 1)), message: error.message, hint: None }]
     })?;
-    let schema = SchemaGenerator::default().into_root_schema_for::<Configuration>();
-    let findings = structure::check(&tree, schema.as_value());
+    let findings = structure::check(&tree, &configuration_schema());
     if !findings.is_empty() {
         return Err(findings);
     }
     let read: Configuration =
         serde_json::from_value(tree.to_json()).map_err(|error| vec![Finding::at(&tree, error.to_string())])?;
     let mut checker = Checker { tree: &tree, findings: Vec::new() };
-    let sources = checker.sources(read);
-    if checker.findings.is_empty() { Ok(sources) } else { Err(checker.findings) }
+    let sources = read.sources.map(|sources| checker.sources(sources)).unwrap_or_default();
+    checker.host(&read.host);
+    let configured = Configured { sources, host_name: read.host.name, host_labels: read.host.labels };
+    if checker.findings.is_empty() { Ok(configured) } else { Err(checker.findings) }
 }
 
 /// The checks that a schema cannot make.
@@ -220,13 +254,24 @@ impl Checker<'_> {
         self.findings.push(Finding::at(self.tree.nearest(path), message));
     }
 
-    fn sources(&mut self, read: Configuration) -> Vec<Source> {
-        if read.sources.is_empty() {
+    fn host(&mut self, host: &HostEntry) {
+        if let Some(why) = host.name.as_deref().and_then(hosts::flaw_of_name) {
+            self.say(&["host", "name"], why);
+        }
+        for key in host.labels.keys() {
+            if let Some((why, _)) = hosts::flaw_of_key(key, &[]) {
+                self.say(&["host", "labels", key], why);
+            }
+        }
+    }
+
+    fn sources(&mut self, read: Vec<SourceEntry>) -> Vec<Source> {
+        if read.is_empty() {
             self.say(&["sources"], "there is no source, so no VM could be declared");
         }
         let mut sources: Vec<Source> = Vec::new();
         let mut names = BTreeSet::new();
-        for (number, entry) in read.sources.into_iter().enumerate() {
+        for (number, entry) in read.into_iter().enumerate() {
             let number = number.to_string();
             let at = ["sources", number.as_str()];
             let name = SourceName(entry.name.clone());
@@ -355,6 +400,7 @@ mod tests {
     fn read(sources: &str) -> Result<Vec<Source>, Vec<String>> {
         let text = format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\nsources:\n{sources}");
         parse(&text)
+            .map(|configured| configured.sources)
             .map_err(|all| all.into_iter().map(|f| format!("{}:{}: {}", f.place.0, f.place.1, f.message)).collect())
     }
 
@@ -401,6 +447,11 @@ mod tests {
         for ((line, part), error) in expected.iter().zip(&errors) {
             assert!(error.starts_with(&format!("{line}:")) && error.contains(part), "{error} is not {line}: {part}");
         }
+        let host = |text: &str| parse(&format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\nhost: {text}\n"));
+        let named = host("{name: a1, labels: {zone: north}}").unwrap();
+        assert_eq!((named.host_name.as_deref(), named.host_labels["zone"].as_str()), (Some("a1"), "north"));
+        assert!(named.sources.is_empty());
+        assert_eq!(host("{name: a 1, labels: {stead.dev/arch: z80}}").unwrap_err().len(), 2);
         let misspelt = read("- {name: a, gti: {url: x}}\n").unwrap_err();
         assert!(misspelt[0].contains("unknown field `gti`"), "{misspelt:?}");
     }

@@ -6,11 +6,13 @@ mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Declaration, Desired, FileId, Origin, SourceName, SourceState};
-use file::{Cached, Found, Parsed, Reading, Unsettled};
+use super::hosts::{Belongs, Host, HostIdentity, Viewpoint};
+use super::{Declaration, Desired, FileId, Origin, Problem, SourceName, SourceState};
+use crate::names::VmName;
+use file::{Cached, Declared, Found, Parsed, Reading, Unsettled};
 use walk::Walk;
 
 pub use reload::Reload;
@@ -34,6 +36,16 @@ pub struct Loader {
     listed: Listed,
     /// Files that the last reading left alone because they are young.
     young: BTreeSet<PathBuf>,
+    /// Which of its VMs are for this host.
+    view: Viewpoint,
+    /// Those that are for others alone.
+    elsewhere: Arc<BTreeSet<VmName>>,
+}
+
+/// What a file says to this host.
+struct Said {
+    vms: Vec<(VmName, Declaration)>,
+    problems: Vec<Problem>,
 }
 
 /// What a listing found beside files.
@@ -85,16 +97,24 @@ impl Totals {
 impl Parsed {
     /// The images that its valid declarations name, each as often as it is named.
     fn images(&self) -> impl Iterator<Item = &PathBuf> {
-        let valid = self.declared.iter().filter_map(|(_, _, vm)| vm.as_ref().ok());
+        let valid = self.declared.iter().filter_map(|declared| declared.vm.as_ref().ok());
         valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image))
     }
 }
 
 impl Loader {
-    /// A loader of the folder `root`, which need not exist.
-    pub fn new(source: SourceName, root: PathBuf) -> Self {
-        let (files, totals, listed, young) = (BTreeMap::new(), Totals::default(), Listed::default(), BTreeSet::new());
-        Self { source, root, files, totals, listed, young }
+    /// A loader of the folder `root`, which need not exist, for this host; `None`: for all of them.
+    pub fn new(source: SourceName, root: PathBuf, here: Option<Arc<HostIdentity>>) -> Self {
+        Self {
+            source,
+            root,
+            files: BTreeMap::new(),
+            totals: Totals::default(),
+            listed: Listed::default(),
+            young: BTreeSet::new(),
+            view: Viewpoint::new(here),
+            elsewhere: Arc::default(),
+        }
     }
 
     /// Lists the folder and reads what changed. Of the files in `unsettled`, by their paths below the folder, somebody is
@@ -149,6 +169,7 @@ impl Loader {
         for (path, reading) in read_all(files.collect(), unsettled) {
             self.keep(path, reading);
         }
+        self.see_hosts();
         self.collect()
     }
 
@@ -172,8 +193,9 @@ impl Loader {
             ..Desired::default()
         };
         for (path, cached) in &self.files {
-            desired.problems.extend(cached.parsed.problems.iter().cloned());
-            for (name, declaration) in self.declarations(path, &cached.parsed) {
+            let Said { vms, problems } = self.said(path, &cached.parsed);
+            desired.problems.extend(problems);
+            for (name, declaration) in vms {
                 desired.vms.entry(name).or_default().push(declaration);
             }
         }
@@ -185,20 +207,81 @@ impl Loader {
     }
 
     fn state(&self) -> SourceState {
-        let incomplete = self.listed.hidden.iter().chain(self.totals.hiding.values()).cloned().collect();
+        let hidden = self.listed.hidden.iter().chain(self.totals.hiding.values()).cloned();
+        let incomplete = hidden.chain(self.view.gap()).collect();
         let root = self.listed.root.as_ref().map(|(_, id)| *id);
-        SourceState { incomplete, root, empty: self.totals.declarations == 0 }
+        let empty = self.totals.declarations == 0;
+        SourceState { incomplete, root, empty, elsewhere: Arc::clone(&self.elsewhere) }
     }
 
-    fn declarations<'a>(
-        &'a self,
-        path: &'a Path,
-        parsed: &'a Parsed,
-    ) -> impl Iterator<Item = (crate::names::VmName, Declaration)> + 'a {
-        parsed.declared.iter().map(|(line, name, vm)| {
+    /// Takes in which hosts the files list. Where each VM belongs follows from all of them.
+    fn see_hosts(&mut self) {
+        let parsed = || self.files.values().map(|cached| &cached.parsed);
+        let listed: Vec<Host> = parsed().flat_map(|parsed| parsed.hosts.iter().cloned()).collect();
+        let unclear = parsed().find_map(|parsed| parsed.broken_host.clone());
+        self.view.list(listed, unclear);
+        self.see_elsewhere();
+    }
+
+    /// Takes in which VMs are for other hosts alone.
+    fn see_elsewhere(&mut self) {
+        let declared = || self.files.values().flat_map(|cached| &cached.parsed.declared);
+        let place = |declared: &&Declared| self.view.place(declared.selector.as_deref());
+        let mut elsewhere: BTreeSet<VmName> =
+            declared().filter(|one| place(one) == Belongs::Elsewhere).map(|one| one.name.clone()).collect();
+        if !elsewhere.is_empty() {
+            for here in declared().filter(|one| place(one) != Belongs::Elsewhere) {
+                elsewhere.remove(&here.name);
+            }
+        }
+        if *self.elsewhere != elsewhere {
+            self.elsewhere = Arc::new(elsewhere);
+        }
+    }
+
+    /// What a file says to this host.
+    fn said(&self, path: &Path, parsed: &Parsed) -> Said {
+        let mut said = Said { vms: Vec::new(), problems: parsed.problems.clone() };
+        for Declared { line, name, vm, selector } in &parsed.declared {
+            let vm = match (vm, self.view.place(selector.as_deref())) {
+                (_, Belongs::Elsewhere) => continue,
+                (Ok(_), Belongs::Refused(message, hint)) => {
+                    let place = selector.as_ref().map_or((*line, 1), |selector| selector.place);
+                    let (path, hint) = (path.to_owned(), Some(hint.to_owned()));
+                    let problem = Problem { path, place: Some(place), message, hint, snippet: None };
+                    said.problems.push(problem.clone());
+                    Err(vec![problem])
+                }
+                (vm, _) => vm.clone(),
+            };
             let origin = Origin { source: self.source.clone(), path: path.to_owned(), line: *line };
-            (name.clone(), Declaration { origin, vm: vm.clone() })
-        })
+            said.vms.push((name.clone(), Declaration { origin, vm }));
+        }
+        said
+    }
+
+    /// VMs that are declared more than once for one host, and where: of those, no host could tell which to run.
+    fn clashes(&self) -> BTreeMap<VmName, Vec<Origin>> {
+        let mut by_name: BTreeMap<&VmName, Vec<(&Path, &Declared)>> = BTreeMap::new();
+        for (path, cached) in &self.files {
+            for declared in &cached.parsed.declared {
+                by_name.entry(&declared.name).or_default().push((path, declared));
+            }
+        }
+        let origin = |(path, declared): &(&Path, &Declared)| Origin {
+            source: self.source.clone(),
+            path: (*path).to_owned(),
+            line: declared.line,
+        };
+        let clash = |(name, all): (&VmName, Vec<(&Path, &Declared)>)| {
+            let is_apart = |one: usize, other: usize| {
+                self.view.are_apart(all[one].1.selector.as_deref(), all[other].1.selector.as_deref())
+            };
+            let mut pairs = (0..all.len()).flat_map(|one| (0..one).map(move |other| (one, other)));
+            let clashes = pairs.any(|(one, other)| !is_apart(one, other));
+            clashes.then(|| (name.clone(), all.iter().map(origin).collect()))
+        };
+        by_name.into_iter().filter_map(clash).collect()
     }
 
     /// How long until no file that was listed last has been written within [`QUIET`]; `None` when that is so now. For
@@ -244,21 +327,69 @@ fn read_all(files: Vec<(Option<Cached>, PathBuf, Found)>, unsettled: &Unsettled<
     readings.into_iter().map(|(_, path, reading)| (path, reading)).collect()
 }
 
-/// Reads a text as a file of this name would be: for `stead validate -` and for tests.
+/// Reads a text as a file of this name would be, for all hosts.
 pub fn load_text(source: SourceName, path: &Path, text: &str) -> Desired {
-    let mut loader = Loader::new(source, PathBuf::new());
-    loader.keep(path.to_owned(), Reading::Read(Cached::of_text(path, text)));
-    loader.collect()
+    of_text(source, path, text).collect()
 }
 
-/// Reads files that lie in no folder: what each holds, by its path.
-pub fn load_files(source: &SourceName, files: impl IntoIterator<Item = (PathBuf, Vec<u8>)>) -> Desired {
-    let mut loader = Loader::new(source.clone(), PathBuf::new());
+fn of_text(source: SourceName, path: &Path, text: &str) -> Loader {
+    let mut loader = Loader::new(source, PathBuf::new(), None);
+    loader.keep(path.to_owned(), Reading::Read(Cached::of_text(path, text)));
+    loader.see_hosts();
+    loader
+}
+
+/// What files say that were read together.
+#[derive(Default)]
+pub struct Together {
+    /// To this host, or to all of them.
+    pub desired: Desired,
+    /// VMs that are declared more than once for one host, whichever, and where.
+    pub clashes: BTreeMap<VmName, Vec<Origin>>,
+    /// What they say to each host that they list; to all of them where they list none.
+    pub views: Vec<Desired>,
+}
+
+impl Together {
+    fn take(&mut self, mut loader: Loader, desired: Desired) {
+        for (name, places) in loader.clashes() {
+            self.clashes.entry(name).or_default().extend(places);
+        }
+        let listed = loader.view.each();
+        if listed.is_empty() {
+            self.views.push(desired.clone());
+        }
+        for view in listed {
+            loader.view = view;
+            loader.see_elsewhere();
+            self.views.push(loader.collect());
+        }
+        self.desired = std::mem::take(&mut self.desired).and(desired);
+    }
+}
+
+/// Reads a text as `stead validate -` does, for all hosts.
+pub fn validate_text(source: SourceName, path: &Path, text: &str) -> Together {
+    let loader = of_text(source, path, text);
+    let mut together = Together::default();
+    let desired = loader.collect();
+    together.take(loader, desired);
+    together
+}
+
+/// Reads files that lie in no folder, for this host: what each holds, by its path.
+pub fn load_files(
+    source: &SourceName,
+    here: &Arc<HostIdentity>,
+    files: impl IntoIterator<Item = (PathBuf, Vec<u8>)>,
+) -> Together {
+    let mut loader = Loader::new(source.clone(), PathBuf::new(), Some(Arc::clone(here)));
     for (path, bytes) in files {
         let cached = Cached::of_bytes(&path, bytes);
         loader.keep(path, Reading::Read(cached));
     }
-    loader.collect()
+    loader.see_hosts();
+    Together { desired: loader.collect(), clashes: loader.clashes(), views: Vec::new() }
 }
 
 /// Whether a file of this path below a source's folder is read.
@@ -266,33 +397,31 @@ pub fn is_manifest(below: &Path) -> bool {
     walk::is_manifest_name(below) && !below.iter().any(walk::is_hidden)
 }
 
-/// Reads files and folders that a user names, as `stead validate` does. Problems carry the paths as they were named.
-pub fn validate_paths(paths: &[PathBuf]) -> Desired {
-    let mut all = Desired::default();
+/// Reads files and folders that a user names, as `stead validate` does, for all hosts. Problems carry the paths as they were
+/// named. Files that are named one by one are taken for one source.
+pub fn validate_paths(paths: &[PathBuf]) -> Together {
+    let mut together = Together::default();
     let nobody_writes = BTreeSet::new();
-    for path in paths {
-        let source = SourceName(path.display().to_string());
-        let mut desired = if path.is_dir() {
-            Loader::new(source, path.clone()).load(&nobody_writes)
-        } else {
-            let unsettled = Unsettled::new(Path::new(""), &nobody_writes, false);
-            let mut loader = Loader::new(source, PathBuf::new());
-            loader.keep(path.clone(), file::read(path, Found::Content(path.clone()), None, &unsettled));
-            loader.collect()
-        };
-        if path.is_dir() {
-            for problem in &mut desired.problems {
-                problem.path = path.join(&problem.path);
-            }
+    let (folders, files): (Vec<&PathBuf>, Vec<&PathBuf>) = paths.iter().partition(|path| path.is_dir());
+    for path in folders {
+        let mut loader = Loader::new(SourceName(path.display().to_string()), path.clone(), None);
+        let mut desired = loader.load(&nobody_writes);
+        for problem in &mut desired.problems {
+            problem.path = path.join(&problem.path);
         }
-        all.sources.append(&mut desired.sources);
-        all.images.append(&mut desired.images);
-        all.problems.append(&mut desired.problems);
-        for (name, declarations) in desired.vms {
-            all.vms.entry(name).or_default().extend(declarations);
-        }
+        together.take(loader, desired);
     }
-    all
+    if !files.is_empty() {
+        let unsettled = Unsettled::new(Path::new(""), &nobody_writes, false);
+        let mut loader = Loader::new(SourceName("the files named".to_owned()), PathBuf::new(), None);
+        for path in files {
+            loader.keep(path.clone(), file::read(path, Found::Content(path.clone()), None, &unsettled));
+        }
+        loader.see_hosts();
+        let desired = loader.collect();
+        together.take(loader, desired);
+    }
+    together
 }
 
 /// Device and inode of each of these files; `None` where it cannot be looked at.

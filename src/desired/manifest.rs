@@ -13,6 +13,8 @@ use crate::spec::{DeletionPolicy, DiskMode, PowerState, RestartPolicy, UpdatePol
 pub const API_VERSION: &str = "stead.dev/v1alpha1";
 /// The `kind` of a manifest that declares a VM.
 pub const KIND: &str = "VirtualMachine";
+/// The `kind` of a document that lists a host.
+pub const HOST_KIND: &str = "Host";
 /// The kernel command line of a VM that names none: the serial console, and a reboot that ends the VMM, so that
 /// restartPolicy decides what follows.
 pub const DEFAULT_BOOT_ARGS: &str = "console=ttyS0 reboot=k panic=1";
@@ -35,6 +37,32 @@ pub struct VirtualMachine {
     pub spec: Spec,
 }
 
+/// A host whose VMs the manifests beside it declare. A source that lists one lists all of its hosts.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Host {
+    /// Always `stead.dev/v1alpha1`.
+    #[schemars(extend("const" = API_VERSION))]
+    pub api_version: String,
+    /// Always `Host`.
+    #[schemars(extend("const" = HOST_KIND))]
+    pub kind: String,
+    /// Its name, and its labels.
+    pub metadata: HostMetadata,
+}
+
+/// A host's name, and its labels.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostMetadata {
+    /// What the host calls itself: the name in its configuration, else its hostname.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// What `hostSelector` goes by. `stead.dev/machine-id` and `stead.dev/arch` may be among them, and then have to be true.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
 /// The VM's name, and what else is known of it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -46,7 +74,8 @@ pub struct Metadata {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Annotations. stead understands `stead.dev/prune: disabled`, which protects the VM from deletion when its manifest is
-    /// gone, and `stead.dev/restartedAt`, whose change restarts the VM once.
+    /// gone, `stead.dev/suspend: "true"`, which leaves the VM alone, and `stead.dev/restartedAt`, whose change restarts the VM
+    /// once.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
@@ -89,6 +118,51 @@ pub struct Spec {
     /// What happens to the VM's own disks when its manifest is gone.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+    /// Which host it is for, where hosts share their manifests. On every other it is as if it were not declared.
+    #[serde(default)]
+    pub host_selector: Option<HostSelector>,
+}
+
+/// Which host a VM is for: the one whose labels meet all of this. Beside those of its `Host` document or its configuration a
+/// host has `stead.dev/hostname`, `stead.dev/machine-id` and `stead.dev/arch`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostSelector {
+    /// Labels that it has.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+    /// What else is asked of its labels.
+    #[serde(default)]
+    pub match_expressions: Vec<MatchExpression>,
+    /// Whether more than one host may run the VM; it is refused otherwise where two could.
+    #[serde(default)]
+    pub allow_multiple: bool,
+}
+
+/// What is asked of one label.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MatchExpression {
+    /// The label.
+    pub key: String,
+    /// How it is to be.
+    pub operator: Operator,
+    /// The values that `In` and `NotIn` go by.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// How a label is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Operator {
+    /// One of the values.
+    In,
+    /// None of the values, or not there.
+    NotIn,
+    /// There.
+    Exists,
+    /// Not there.
+    DoesNotExist,
 }
 
 /// What the guest boots.
@@ -237,6 +311,13 @@ fn default_grace() -> u32 {
 
 fn default_args() -> String {
     DEFAULT_BOOT_ARGS.to_owned()
+}
+
+/// The JSON Schema of a document that lists a host.
+pub fn host_schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(Host);
+    schema.insert("$id".to_owned(), format!("https://{API_VERSION}/host.schema.json").into());
+    schema.to_value()
 }
 
 /// The JSON Schema of a manifest (draft 2020-12), with descriptions and defaults, for editors.

@@ -4,6 +4,7 @@
 //! read or a first listing still under way may hide any VM of its source.
 
 pub mod delta;
+pub mod hosts;
 pub mod load;
 pub mod manifest;
 pub mod sources;
@@ -12,7 +13,7 @@ pub mod validate;
 pub mod watch;
 pub mod yaml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -43,6 +44,11 @@ impl Desired {
     fn valid_images(&self) -> impl Iterator<Item = &PathBuf> {
         let valid = self.vms.values().flatten().filter_map(|declaration| declaration.vm.as_ref().ok());
         valid.flat_map(|vm| vm.spec.disks.iter().map(|disk| &disk.image))
+    }
+
+    /// Whether every source was read whole.
+    pub fn is_complete(&self) -> bool {
+        self.sources.values().all(SourceState::is_complete)
     }
 
     /// What this and another source declare, together.
@@ -80,8 +86,10 @@ pub struct SourceState {
     pub incomplete: Vec<String>,
     /// The folder that was listed; `None` when there is none.
     pub root: Option<FileId>,
-    /// Whether it declares no VM at all, validly or not.
+    /// Whether it declares no VM at all, validly or not, for any host.
     pub empty: bool,
+    /// VMs that it declares for other hosts, and not for this one.
+    pub elsewhere: Arc<BTreeSet<VmName>>,
 }
 
 impl SourceState {

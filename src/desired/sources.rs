@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::hosts::HostIdentity;
 use super::load::{Loader, Reload, look_at};
 use super::watch::{Change, Watch};
-use super::{Desired, SourceName, SourceState};
+use super::{Desired, SourceName};
 
 /// Every source, as it was read last.
 #[derive(Default)]
@@ -39,11 +41,12 @@ pub struct Watches(Vec<(Number, Watch)>);
 pub type Number = usize;
 
 impl Sources {
-    /// These, in their order.
-    pub fn new(contents: impl IntoIterator<Item = Content>) -> Self {
+    /// These, in their order, for this host.
+    pub fn new(contents: impl IntoIterator<Item = Content>, here: &Arc<HostIdentity>) -> Self {
         let source = |content| match content {
             Content::Folder(name, folder) => {
-                Source::Folder { loader: Box::new(Loader::new(name, folder)), watch: None }
+                let loader = Loader::new(name, folder, Some(Arc::clone(here)));
+                Source::Folder { loader: Box::new(loader), watch: None }
             }
             Content::Fixed(desired) => Source::Fixed(desired),
         };
@@ -102,8 +105,7 @@ impl Sources {
     /// could. Gives what all of them say, if that is something else.
     pub fn put(&mut self, number: Number, desired: Desired) -> Option<Desired> {
         let Some(Source::Fixed(before)) = self.0.get_mut(number) else { return None };
-        let is_whole = |desired: &Desired| desired.sources.values().all(SourceState::is_complete);
-        if *before == desired || (is_whole(before) && !is_whole(&desired)) {
+        if *before == desired || (before.is_complete() && !desired.is_complete()) {
             return None;
         }
         *before = desired;

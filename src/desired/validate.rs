@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
-use super::manifest::{self, API_VERSION, KIND, VirtualMachine};
+use super::hosts::{self, ARCH_LABEL, HostSelector, Labels, MACHINE_ID_LABEL, OWN_LABELS, Requirement};
+use super::manifest::{self, API_VERSION, HOST_KIND, KIND, Operator, VirtualMachine};
 use super::structure::{self, Finding};
 use super::yaml::{Node, Value, quoted, shown};
 use crate::names::{INTERFACE_NAME_MAX, VmName};
@@ -20,8 +21,12 @@ const SECTOR: u64 = 512;
 /// What a document turned out to be.
 #[derive(Debug)]
 pub enum Judged {
-    /// A sound VM.
-    Vm(Vm),
+    /// A sound VM, and which hosts it is for, if it says so.
+    Vm(Box<Vm>, Option<HostSelector>),
+    /// A host, listed soundly.
+    Host(hosts::Host),
+    /// A host that is listed, and everything that is wrong with that.
+    BrokenHost(Vec<Finding>),
     /// A VM whose name can be read, and everything that is wrong with it.
     Broken(VmName, Vec<Finding>),
     /// Something that may be any VM, or none.
@@ -30,8 +35,11 @@ pub enum Judged {
 
 /// Judges one document.
 pub fn judge(tree: &Node) -> Judged {
+    if is_host(tree) {
+        return host(tree).map_or_else(Judged::BrokenHost, Judged::Host);
+    }
     match check(tree) {
-        Ok(vm) => Judged::Vm(vm),
+        Ok((vm, selector)) => Judged::Vm(Box::new(vm), selector),
         Err(findings) => match tree.nearest(&["metadata", "name"]).value {
             Value::Text(ref name) if tree.get("metadata").and_then(|metadata| metadata.get("name")).is_some() => {
                 match VmName::new(name.clone()) {
@@ -49,17 +57,49 @@ fn schema() -> &'static Json {
     SCHEMA.get_or_init(manifest::json_schema)
 }
 
-fn check(tree: &Node) -> Result<Vm, Vec<Finding>> {
+fn host_schema() -> &'static Json {
+    static SCHEMA: OnceLock<Json> = OnceLock::new();
+    SCHEMA.get_or_init(manifest::host_schema)
+}
+
+fn is_host(tree: &Node) -> bool {
+    let is = |key: &str, wanted: &dyn Fn(&str) -> bool| match tree.get(key).map(|node| &node.value) {
+        Some(Value::Text(text)) => wanted(text),
+        _ => false,
+    };
+    is("kind", &|kind| kind == HOST_KIND) && is("apiVersion", &|version| version.starts_with(hosts::OWN_PREFIX))
+}
+
+/// A document that lists a host.
+fn host(tree: &Node) -> Result<hosts::Host, Vec<Finding>> {
+    let mut semantic = Semantic { tree, findings: structure::check(tree, host_schema()) };
+    let metadata = semantic.part::<manifest::HostMetadata>(&["metadata"]);
+    if let Some(metadata) = &metadata {
+        if let Some(why) = hosts::flaw_of_name(&metadata.name) {
+            semantic.say(&["metadata", "name"], why, None);
+        }
+        for key in metadata.labels.keys() {
+            semantic.key(&["metadata", "labels", key], key, &[MACHINE_ID_LABEL, ARCH_LABEL]);
+        }
+    }
+    match metadata {
+        Some(metadata) if semantic.findings.is_empty() => Ok(hosts::Host::new(metadata.name, metadata.labels)),
+        _ => Err(semantic.findings),
+    }
+}
+
+fn check(tree: &Node) -> Result<(Vm, Option<HostSelector>), Vec<Finding>> {
     if let Some(finding) = other_kind(tree) {
         return Err(vec![finding]);
     }
     let mut findings = structure::check(tree, schema());
     let mut semantic = Semantic { tree, findings: Vec::new() };
     let vm = semantic.vm();
+    let selector = semantic.host_selector();
     findings.append(&mut semantic.findings);
     findings.sort_by_key(|finding| finding.place);
     match vm {
-        Some(vm) if findings.is_empty() => Ok(vm),
+        Some(vm) if findings.is_empty() => Ok((vm, selector)),
         None if findings.is_empty() => Err(vec![Finding::at(tree, format!("this is no {KIND}"))]),
         _ => Err(findings),
     }
@@ -80,7 +120,7 @@ fn other_kind(tree: &Node) -> Option<Finding> {
     let foreign = !version.starts_with("stead.dev/") && kind != KIND;
     foreign.then(|| {
         Finding::at(tree.nearest(&["kind"]), format!("stead knows no kind {} of {}", shown(kind), shown(version)))
-            .hint(format!("manifests are of apiVersion {API_VERSION} and kind {KIND}"))
+            .hint(format!("manifests are of apiVersion {API_VERSION} and kind {KIND} or {HOST_KIND}"))
     })
 }
 
@@ -272,8 +312,48 @@ impl Semantic<'_> {
         interfaces
     }
 
+    /// A label's key.
+    fn key(&mut self, at: &[&str], key: &str, allowed: &[&str]) {
+        if let Some((message, hint)) = hosts::flaw_of_key(key, allowed) {
+            self.say(at, message, hint.as_deref());
+        }
+    }
+
+    fn host_selector(&mut self) -> Option<HostSelector> {
+        let at = ["spec", "hostSelector"];
+        let declared = self.part::<Option<manifest::HostSelector>>(&at)??;
+        let place = self.tree.nearest(&at).place;
+        let mut requirements = Vec::new();
+        let labels: Labels = declared.match_labels;
+        for (key, value) in labels {
+            self.key(&[at[0], at[1], "matchLabels", &key], &key, &OWN_LABELS);
+            requirements.push((key, Requirement::In([value].into())));
+        }
+        for (index, asked) in declared.match_expressions.into_iter().enumerate() {
+            let index = index.to_string();
+            let at = |field| [at[0], at[1], "matchExpressions", index.as_str(), field];
+            self.key(&at("key"), &asked.key, &OWN_LABELS);
+            let takes_values = matches!(asked.operator, Operator::In | Operator::NotIn);
+            if takes_values == asked.values.is_empty() {
+                let needs = if takes_values { "needs values to go by" } else { "takes no values" };
+                self.say(&at("values"), format!("operator {:?} {needs}", asked.operator), None);
+            }
+            let values = asked.values.into_iter().collect();
+            requirements.push((
+                asked.key,
+                match asked.operator {
+                    Operator::In => Requirement::In(values),
+                    Operator::NotIn => Requirement::NotIn(values),
+                    Operator::Exists => Requirement::Exists,
+                    Operator::DoesNotExist => Requirement::DoesNotExist,
+                },
+            ));
+        }
+        Some(HostSelector { requirements, allow_multiple: declared.allow_multiple, place })
+    }
+
     fn annotations(&mut self, annotations: &BTreeMap<String, String>) {
-        let known = [spec::PRUNE_ANNOTATION, spec::RESTARTED_AT_ANNOTATION];
+        let known = [spec::PRUNE_ANNOTATION, spec::SUSPEND_ANNOTATION, spec::RESTARTED_AT_ANNOTATION];
         for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with("stead.dev/")) {
             let path = ["metadata", "annotations", key];
             if !known.contains(&key.as_str()) {
@@ -282,6 +362,9 @@ impl Semantic<'_> {
             } else if key == spec::PRUNE_ANNOTATION && value != "disabled" {
                 let message = format!("{key} is {}, expected disabled", quoted(value));
                 self.say(&path, message, Some("leave it out to let the VM be deleted with its manifest"));
+            } else if key == spec::SUSPEND_ANNOTATION && !["true", "false"].contains(&value.as_str()) {
+                let message = format!("{key} is {}, expected \"true\"", quoted(value));
+                self.say(&path, message, Some("leave it out for the VM to be kept as declared"));
             }
         }
     }

@@ -144,6 +144,8 @@ pub enum PersistReason {
 pub enum TeardownReason {
     /// Its manifest is gone, and its source is complete.
     Absent,
+    /// Its manifest is for another host now.
+    Elsewhere,
     /// `stead delete NAME`.
     DeleteRequested,
     /// It is declared `Stopped`.
@@ -205,6 +207,8 @@ pub enum Hold {
     },
     /// It lives in this state and no manifest ever declared it.
     Unclaimed,
+    /// `stead.dev/suspend: "true"` asks to leave it alone.
+    Suspended,
     /// A change that needs a restart waits for it (`updatePolicy: OnRestart`).
     OnRestart(Vec<String>),
     /// The image under a copy-on-write disk is not what it was: what was written over it means nothing any more.
@@ -233,6 +237,7 @@ impl Hold {
             Self::FolderReplaced => "FolderReplaced",
             Self::PruneCap { .. } => "PruneCap",
             Self::Unclaimed => "Unclaimed",
+            Self::Suspended => "Suspended",
             Self::OnRestart(_) => "OnRestart",
             Self::BaseChanged(_) => "BaseChanged",
             Self::Broken(_) => "Broken",
@@ -252,7 +257,7 @@ impl Hold {
 
     /// Whether this is as its user wants it, so that nothing needs anybody's attention.
     pub fn is_at_rest(&self) -> bool {
-        matches!(self, Self::Finished(_) | Self::Protected | Self::OnRestart(_))
+        matches!(self, Self::Finished(_) | Self::Protected | Self::Suspended | Self::OnRestart(_))
     }
 }
 

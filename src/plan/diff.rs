@@ -149,6 +149,9 @@ impl Context<'_> {
             Fact::Present(process) => self.alive(vm, origin, observed, process, &ledger, plan),
             Fact::Absent => self.dead(vm, origin, observed, &ledger, plan),
         }
+        if vm.is_suspended() {
+            suspend(observed, plan);
+        }
         // A start is not kept waiting for the ledger: handles.json carries what it must know until then.
         let starts_now = matches!(plan.actions.first(), Some(Action::Start { .. }));
         if let Cow::Owned(ledger) = ledger
@@ -369,8 +372,11 @@ impl Context<'_> {
             Fact::Present(process) => Some(process),
             Fact::Absent => None,
         };
-        let reason =
-            if observed.ledger.delete_requested { TeardownReason::DeleteRequested } else { TeardownReason::Absent };
+        let reason = match observed.ledger.delete_requested {
+            true => TeardownReason::DeleteRequested,
+            false if self.is_elsewhere(observed) => TeardownReason::Elsewhere,
+            false => TeardownReason::Absent,
+        };
         let policy = accepted.map(|accepted| accepted.vm.spec.deletion_policy).unwrap_or_default();
         let may_have_disks = !observed.disks.is_empty() || observed.disks_unknown.is_some();
         let disks = may_have_disks.then_some(policy);
@@ -400,6 +406,12 @@ impl Context<'_> {
         }
     }
 
+    /// Whether its source declares it, for another host.
+    fn is_elsewhere(&self, observed: &ObservedVm) -> bool {
+        let source = gates::origin_of(observed).and_then(|origin| self.desired.sources.get(&origin.source));
+        source.is_some_and(|source| source.elsewhere.contains(&observed.name))
+    }
+
     /// A gate holds its deletion back: it stays as it is. A live one stays on record, and one being stopped is stopped.
     fn held(&self, observed: &ObservedVm, process: Option<&VmmProcess>, hold: Hold, plan: &mut VmPlan) {
         if let Hold::PruneDelay(until) = &hold {
@@ -410,6 +422,20 @@ impl Context<'_> {
             None => plan.holds.push(hold),
         }
     }
+}
+
+/// Leaves a VM alone: what is remembered of it is kept true, and nothing else is done. A teardown that was begun is finished.
+fn suspend(observed: &ObservedVm, plan: &mut VmPlan) {
+    let is_begun = observed.record.handles().is_some_and(|handles| handles.phase == Phase::Stopping);
+    let is_left = |action: &Action| match action {
+        Action::Record { .. } | Action::Persist { .. } => true,
+        Action::Teardown { .. } => is_begun,
+        _ => false,
+    };
+    plan.actions.retain(is_left);
+    plan.holds.retain(|hold| matches!(hold, Hold::IdentityUnknown(_)));
+    plan.holds.push(Hold::Suspended);
+    plan.wake = None;
 }
 
 /// Whether this life of the VM is being torn down already.

@@ -150,7 +150,12 @@ fn judge(
             (source.empty && !is_it).then_some(Hold::FolderReplaced)
         }
     };
-    let hold = hold.or_else(|| accepted.filter(|accepted| accepted.vm.prune_disabled()).map(|_| Hold::Protected));
+    let protection = accepted.and_then(|accepted| match () {
+        () if accepted.vm.prune_disabled() => Some(Hold::Protected),
+        () if accepted.vm.is_suspended() => Some(Hold::Suspended),
+        () => None,
+    });
+    let hold = hold.or(protection);
     let hold = hold.or_else(|| {
         let until = match absences.since.get(name) {
             Some(since) => since.after(policy.prune_delay),

@@ -59,6 +59,7 @@ impl fmt::Display for TeardownReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("its manifest is gone"),
+            Self::Elsewhere => f.write_str("its manifest is for another host"),
             Self::DeleteRequested => f.write_str("its deletion was asked for"),
             Self::Stopped => f.write_str("it is declared Stopped"),
             Self::SpecChanged(fields) => write!(f, "changed: {}", fields.join(", ")),
@@ -98,6 +99,7 @@ impl fmt::Display for Hold {
                 write!(f, "deleting {deletions} of {of} VMs is more than the prune cap lets through")
             }
             Self::Unclaimed => f.write_str("alive, and no manifest ever declared it"),
+            Self::Suspended => f.write_str("stead.dev/suspend asks to leave it alone"),
             Self::OnRestart(fields) => write!(f, "changed, to take effect at its next start: {}", fields.join(", ")),
             Self::Conflict(why) | Self::BaseChanged(why) | Self::Broken(why) | Self::Unmet(why) => f.write_str(why),
         }

@@ -15,7 +15,7 @@ use super::agenda::{Agenda, Report};
 use super::passes::{Depth, Passes};
 use super::upkeep::{self, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
-use super::{Outcome, Progress, ReconcileError, Stead, requests};
+use super::{Outcome, Progress, ReconcileError, Stead, at, requests};
 use crate::control::{Reply, Request};
 use crate::desired::sources::Sources;
 use crate::names::VmName;
@@ -268,13 +268,7 @@ impl Engine {
             self.upkeep.next_deadline(),
             worker::lock(&self.shared.starts).next_call(Instant::now()),
         ];
-        let deadline = deadlines.into_iter().flatten().min();
-        let deadline = async move {
-            match deadline {
-                Some(when) => tokio::time::sleep_until(when).await,
-                None => std::future::pending().await,
-            }
-        };
+        let deadline = at(deadlines.into_iter().flatten().min());
         let one_vm = self.asked.values_mut().flatten().map(|(_, reply)| reply);
         let adoptions = self.adoptions.iter_mut().map(|(_, reply)| reply);
         tokio::select! {

@@ -10,12 +10,16 @@ use crate::names::VmName;
 use crate::observed::Record;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::Looker;
+use crate::spec::{SUSPEND_ANNOTATION, Vm};
 use crate::state::{Approval, FORMAT_VERSION, GateState, Ledger, encode};
 
 /// Writes a request about one VM into its ledger. Only its own worker, or whoever holds STATE/lock, may call this.
 pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, request: &Request) -> Reply {
     match request {
         Request::Restart { name } => change(stead, looker, name, |ledger| {
+            if desired.valid(name).any(Vm::is_suspended) {
+                return Err(format!("{name} is suspended by {SUSPEND_ANNOTATION} in its manifest"));
+            }
             if ledger.accepted.is_none() && !desired.vms.contains_key(name) {
                 return Err(format!("no manifest declares {name}, so it could not be started again"));
             }

@@ -10,8 +10,8 @@ use super::worker::begin;
 use super::{Stead, jittered, requests};
 use crate::config::SourceKind;
 use crate::control::{Reply, Request};
+use crate::desired::Desired;
 use crate::desired::sources::Number;
-use crate::desired::{Desired, SourceState};
 use crate::sync::Synced;
 
 /// What is under way, and what comes next.
@@ -106,7 +106,7 @@ impl Syncs {
             let _ = asker.send(reply());
         }
         self.working.remove(&ended.source);
-        if ended.desired.as_ref().is_some_and(|desired| desired.sources.values().all(SourceState::is_complete)) {
+        if ended.desired.as_ref().is_some_and(Desired::is_complete) {
             self.whole.insert(ended.source);
         }
         if let Some((request, reply)) = self.queued.get_mut(&ended.source).and_then(VecDeque::pop_front) {
@@ -208,8 +208,7 @@ fn answer(source: &str, told: &Result<String, String>) -> Reply {
 fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     let Some(syncer) = stead.syncer(source) else { return nothing(source) };
     let mut came_of_it = syncer.sync();
-    let is_readable = || syncer.in_force().sources.values().all(SourceState::is_complete);
-    if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole && !is_readable() {
+    if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole && !syncer.in_force().is_complete() {
         came_of_it = syncer.renew().and_then(|()| syncer.sync());
     }
     let (told, desired, is_news) = match came_of_it {

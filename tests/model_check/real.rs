@@ -131,7 +131,12 @@ pub fn desired(manifests: [Option<Decl>; 2], folder: Folder, hides_gaps: bool) -
         Folder::Foreign => FileId { inode: 2, ..ROOT },
         Folder::Sound | Folder::Unreadable => ROOT,
     };
-    let state = SourceState { incomplete, root: Some(root), empty: desired.vms.is_empty() };
+    let state = SourceState {
+        incomplete,
+        root: Some(root),
+        empty: desired.vms.is_empty(),
+        elsewhere: std::sync::Arc::default(),
+    };
     desired.sources = BTreeMap::from([(SourceName("manifests".into()), state)]);
     desired
 }

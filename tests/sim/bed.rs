@@ -64,6 +64,7 @@ impl Bed {
         fs::create_dir_all(&layout.run_dir).unwrap();
         let machine = Machine::new(&layout.state_dir, &layout.run_dir, seed);
         let settings = Settings {
+            host: Arc::default(),
             sources: vec![Source::manifests(folder.join("manifests"))],
             state_dir: STATE.into(),
             run_dir: run,

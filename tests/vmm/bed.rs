@@ -70,6 +70,8 @@ pub struct Host {
     pub root: tempfile::TempDir,
     daemon: Option<Child>,
     env: Vec<(String, String)>,
+    /// The network namespace in which its `stead` runs, if not that of the tests.
+    namespace: Option<String>,
 }
 
 /// What a test remembers of one life of a VM.
@@ -85,7 +87,7 @@ impl Host {
     pub fn new() -> Self {
         // Short, since the paths of sockets are bounded.
         let root = tempfile::Builder::new().prefix("st").tempdir_in("/tmp").unwrap();
-        let host = Self { root, daemon: None, env: Vec::new() };
+        let host = Self { root, daemon: None, env: Vec::new(), namespace: None };
         fs::create_dir(host.manifests()).unwrap();
         host
     }
@@ -98,6 +100,11 @@ impl Host {
     /// An environment variable of each `stead` from now on; none, if its value is empty.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Has each `stead` run in this network namespace from now on.
+    pub fn set_namespace(&mut self, name: &str) {
+        self.namespace = Some(name.to_owned());
     }
 
     pub fn manifests(&self) -> PathBuf {
@@ -128,7 +135,11 @@ impl Host {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        // `ip netns exec` becomes the program that it runs.
+        let mut command = Command::new(if self.namespace.is_some() { "ip" } else { program });
+        if let Some(namespace) = &self.namespace {
+            command.args(["netns", "exec", namespace, program]);
+        }
         command
             .env("STEAD_MANIFESTS", self.manifests())
             .env("STEAD_STATE_DIR", self.state())

@@ -9,6 +9,7 @@ mod commands;
 mod crash;
 mod disks;
 mod faults;
+mod fleet;
 mod git;
 mod hosts;
 mod kills;

@@ -67,6 +67,7 @@ impl Mortal {
 /// Settings of a stead that waits for nothing longer than it must. The folders are to be filled in.
 pub fn settings() -> Settings {
     Settings {
+        host: Arc::default(),
         sources: Vec::new(),
         state_dir: PathBuf::new(),
         run_dir: PathBuf::new(),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::super::hosts::{Host, HostSelector};
 use super::super::structure::Finding;
 use super::super::validate::{self, Judged};
 use super::super::{FileId, Problem, yaml};
@@ -57,16 +58,41 @@ impl Stamp {
     }
 }
 
-/// A VM that one document declares: its line, its name, and itself or what is wrong with it.
-pub(super) type Declared = (u64, VmName, Result<Arc<Vm>, Vec<Problem>>);
+/// A VM that one document declares.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Declared {
+    /// The line where the document starts.
+    pub(super) line: u64,
+    pub(super) name: VmName,
+    /// The VM, or what is wrong with it.
+    pub(super) vm: Result<Arc<Vm>, Vec<Problem>>,
+    /// Which hosts it is for. Not known of one that something is wrong with, which therefore counts on each.
+    pub(super) selector: Option<Arc<HostSelector>>,
+}
 
 /// What one file declares.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Parsed {
     pub(super) declared: Vec<Declared>,
+    /// The hosts that it lists.
+    pub(super) hosts: Vec<Host>,
+    /// What is wrong with a document that lists one, if anything.
+    pub(super) broken_host: Option<String>,
     pub(super) problems: Vec<Problem>,
     /// Why it may declare more than can be seen.
     pub(super) hidden: Option<String>,
+}
+
+impl Parsed {
+    /// Whether it says which hosts there are.
+    pub(super) fn lists_hosts(&self) -> bool {
+        !self.hosts.is_empty() || self.broken_host.is_some()
+    }
+
+    /// Whether one of its VMs is not for every host.
+    pub(super) fn has_selectors(&self) -> bool {
+        self.declared.iter().any(|declared| declared.selector.is_some())
+    }
 }
 
 /// A file on the way: where its content lies, or why it cannot be read.
@@ -165,11 +191,12 @@ fn as_before(below: &Path, known: Option<Cached>, is_alias: bool) -> Cached {
 }
 
 fn unreadable(problem: Problem, known: Option<Cached>, is_alias: bool) -> Cached {
-    let declared = known.map(|known| known.parsed.declared).unwrap_or_default();
-    let keep = |(line, name, _)| (line, name, Err(vec![problem.clone()]));
+    let Parsed { declared, hosts, broken_host, .. } = known.map(|known| known.parsed).unwrap_or_default();
+    let keep = |declared: Declared| Declared { vm: Err(vec![problem.clone()]), ..declared };
     let declared = declared.into_iter().map(keep).collect();
     let hidden = Some(format!("{} cannot be read", problem.path.display()));
-    Cached { stamp: None, is_sure: false, is_alias, parsed: Parsed { declared, problems: vec![problem], hidden } }
+    let parsed = Parsed { declared, hosts, broken_host, problems: vec![problem], hidden };
+    Cached { stamp: None, is_sure: false, is_alias, parsed }
 }
 
 /// Opens without waiting for a writer (a FIFO), without following a link (it was resolved and may have been replaced since).
@@ -229,11 +256,22 @@ fn parse(path: &Path, text: &str) -> Parsed {
                 parsed.hidden = Some(format!("{} has a document that cannot be read", path.display()));
             }
             Ok(tree) => match validate::judge(&tree) {
-                Judged::Vm(vm) => parsed.declared.push((document.line, vm.name.clone(), Ok(Arc::new(vm)))),
+                Judged::Vm(vm, selector) => parsed.declared.push(Declared {
+                    line: document.line,
+                    name: vm.name.clone(),
+                    vm: Ok(Arc::from(vm)),
+                    selector: selector.map(Arc::new),
+                }),
+                Judged::Host(host) => parsed.hosts.push(host),
+                Judged::BrokenHost(findings) => {
+                    let problems: Vec<Problem> = findings.into_iter().map(problem).collect();
+                    parsed.broken_host = problems.first().map(Problem::one_line);
+                    parsed.problems.extend(problems);
+                }
                 Judged::Broken(name, findings) => {
                     let problems: Vec<Problem> = findings.into_iter().map(problem).collect();
                     parsed.problems.extend(problems.iter().cloned());
-                    parsed.declared.push((document.line, name, Err(problems)));
+                    parsed.declared.push(Declared { line: document.line, name, vm: Err(problems), selector: None });
                 }
                 Judged::Nameless(findings) => {
                     parsed.problems.extend(findings.into_iter().map(problem));

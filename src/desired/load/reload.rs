@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::delta::{Delta, Rewritten};
-use super::file::{self, Found, Unsettled};
+use super::file::{self, Found, Parsed, Unsettled};
 use super::walk::{self, DEPTH_MAX, FILES_MAX};
 use super::{Loader, look_at};
 use crate::desired::Desired;
@@ -64,9 +64,21 @@ impl Loader {
         self.young.clear();
         let unsettled = Unsettled::new(&canonical, unsettled, false);
         let (mut rewritten, mut images) = (Vec::new(), BTreeSet::new());
+        let mut are_apart = false;
         for (path, content) in found {
-            let changed = self.read_again(path, content, &unsettled, &mut images);
+            let before = self.files.get(&path).map(|cached| cached.parsed.clone());
+            let changed = self.read_again(path.clone(), content, &unsettled, &mut images);
+            let after = self.files.get(&path).map(|cached| &cached.parsed);
+            // Which hosts there are says of every VM where it belongs.
+            let hosts = |parsed: Option<&Parsed>| parsed.is_some_and(Parsed::lists_hosts);
+            if (hosts(before.as_ref()) || hosts(after)) && before.as_ref() != after {
+                return Reload::ListAll;
+            }
+            are_apart |= before.as_ref().is_some_and(Parsed::has_selectors) || after.is_some_and(Parsed::has_selectors);
             rewritten.extend(changed);
+        }
+        if are_apart {
+            self.see_elsewhere();
         }
         if self.totals.aliases > 0 {
             // It got another name since it was judged.
@@ -100,12 +112,9 @@ impl Loader {
         let cached = self.files.get(&path);
         let is = cached.map(|cached| cached.parsed.clone()).unwrap_or_default();
         images.extend(is.images().cloned());
-        (was != is).then(|| Rewritten {
-            was: self.declarations(&path, &was).collect(),
-            is: self.declarations(&path, &is).collect(),
-            problems_were: was.problems,
-            problems_are: is.problems,
-            path,
+        (was != is).then(|| {
+            let (was, is) = (self.said(&path, &was), self.said(&path, &is));
+            Rewritten { was: was.vms, is: is.vms, problems_were: was.problems, problems_are: is.problems, path }
         })
     }
 

@@ -137,7 +137,12 @@ mod tests {
     /// A listing of a folder that declares nothing, read or not.
     fn listing(is_complete: bool) -> Desired {
         let incomplete = if is_complete { Vec::new() } else { vec!["it cannot be read".to_owned()] };
-        let state = SourceState { incomplete, root: Some(FileId { device: 1, inode: 1 }), empty: true };
+        let state = SourceState {
+            incomplete,
+            root: Some(FileId { device: 1, inode: 1 }),
+            empty: true,
+            elsewhere: std::sync::Arc::default(),
+        };
         let sources = [(SourceName("manifests".to_owned()), state)].into();
         Desired { sources, ..Desired::default() }
     }
