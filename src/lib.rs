@@ -15,6 +15,7 @@ pub mod config;
 pub mod control;
 pub mod desired;
 pub mod host;
+pub mod http;
 pub mod names;
 pub mod observed;
 pub mod plan;

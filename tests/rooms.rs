@@ -23,6 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["names", "plan", "vmm", "host", "state", "desired", "sync"]),
     ("sync", &["names", "time", "state", "host", "desired"]),
     ("control", &["names"]),
+    ("http", &["names"]),
     ("reconcile", &["*"]),
     ("cli", &["*"]),
 ];
