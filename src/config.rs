@@ -9,13 +9,14 @@ mod state_dir;
 
 pub use lock::{LockError, StateLock};
 pub use parse::{ParseError, parse_bytes, parse_duration};
-pub use sources::{ConfigurationError, Source, SourceKind, read_sources};
+pub use sources::{ConfigurationError, Configured, Source, SourceKind, read_configuration};
 pub use state_dir::{Access, StateError, open_state};
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::plan::Policy;
+use crate::push::Push;
 
 /// Where manifests are read when nobody says otherwise, as root.
 const ROOT_MANIFESTS: &str = "/etc/stead/manifests";
@@ -31,6 +32,8 @@ const ROOT_RUN: &str = "/run/stead";
 pub struct Settings {
     /// Where manifests come from.
     pub sources: Vec<Source>,
+    /// Where a git server can tell of a push, if anywhere.
+    pub push: Option<Push>,
     /// STATE, as it was named.
     pub state_dir: PathBuf,
     /// RUN, to which the state's own folder is added.

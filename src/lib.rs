@@ -19,6 +19,7 @@ pub mod http;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod push;
 pub mod reconcile;
 pub mod spec;
 pub mod state;

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::{CliError, ColorChoice};
 use crate::config::{
-    DEFAULT_PARALLEL, Environment, QemuAccel, Settings, Source, default_starting, parse_bytes, parse_duration,
-    read_sources,
+    Configured, DEFAULT_PARALLEL, Environment, QemuAccel, Settings, Source, default_starting, parse_bytes,
+    parse_duration, read_configuration,
 };
 use crate::plan::Policy;
 
@@ -181,8 +181,10 @@ impl Flags {
         let state_dir = self.state_dir.clone().or_else(|| environment.default_state_dir());
         let state_dir = state_dir.ok_or_else(|| homeless("state-dir"))?;
         let run_dir = self.run_dir.clone().unwrap_or_else(|| environment.default_run_dir(&state_dir));
+        let configured = self.configured(environment)?.ok_or_else(|| homeless("manifests"))?;
         Ok(Settings {
-            sources: self.sources(environment)?.ok_or_else(|| homeless("manifests"))?,
+            sources: configured.sources,
+            push: configured.push,
             run_dir,
             state_dir,
             firecracker: self.firecracker.clone(),
@@ -208,20 +210,21 @@ impl Flags {
 
 impl Flags {
     /// Where manifests come from: the folder that was named, else what the configuration says, else the usual folder.
-    fn sources(&self, environment: &Environment) -> Result<Option<Vec<Source>>, CliError> {
+    fn configured(&self, environment: &Environment) -> Result<Option<Configured>, CliError> {
+        let alone = |folder: PathBuf| Configured { sources: vec![Source::manifests(folder)], push: None };
         if let Some(folder) = &self.manifests {
-            return Ok(Some(vec![Source::manifests(folder.clone())]));
+            return Ok(Some(alone(folder.clone())));
         }
         let default = environment.default_configuration();
-        let read = self.config.as_ref().or(default.as_ref()).map(|file| (file, read_sources(file)));
+        let read = self.config.as_ref().or(default.as_ref()).map(|file| (file, read_configuration(file)));
         match read {
             Some((_, Err(error))) => Err(error.into()),
-            Some((_, Ok(Some(sources)))) => Ok(Some(sources)),
+            Some((_, Ok(Some(configured)))) => Ok(Some(configured)),
             Some((file, Ok(None))) if self.config.is_some() => Err(CliError::Usage {
                 message: format!("there is no {}", file.display()),
                 hint: Some("leave --config out, or name the file that is there".to_owned()),
             }),
-            _ => Ok(environment.default_manifests().map(|folder| vec![Source::manifests(folder)])),
+            _ => Ok(environment.default_manifests().map(alone)),
         }
     }
 }

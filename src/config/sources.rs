@@ -1,4 +1,4 @@
-//! The configuration file: where manifests come from.
+//! The configuration file: where manifests come from, and who may say that there is something new.
 //!
 //! Read as manifests are: types of its own that a JSON Schema is made of, and every error at once, each with its place.
 
@@ -15,7 +15,9 @@ use super::{ParseError, parse_bytes, parse_duration};
 use crate::desired::SourceName;
 use crate::desired::structure::{self, Finding};
 use crate::desired::yaml::{self, Node};
+use crate::http::Address;
 use crate::names::VmName;
+use crate::push::Push;
 use crate::sync::{GitSource, GitUrl, Reference, Signed, Verify};
 
 /// The `kind` of the configuration file.
@@ -56,6 +58,15 @@ impl Source {
     }
 }
 
+/// What the configuration file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configured {
+    /// Where manifests come from.
+    pub sources: Vec<Source>,
+    /// Where a git server can tell of a push, if anywhere.
+    pub push: Option<Push>,
+}
+
 /// Where manifests come from.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -70,6 +81,19 @@ struct Configuration {
     _kind: String,
     /// Where manifests come from. A VM belongs to the source that declared it first.
     sources: Vec<SourceEntry>,
+    /// Where a git server's hook can have git sources asked at once.
+    #[serde(default)]
+    push: Option<PushEntry>,
+}
+
+/// Where a git server's hook can have git sources asked at once.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PushEntry {
+    /// Where stead listens: `unix:/PATH`, or a port of a loopback address such as `127.0.0.1:9440`.
+    listen: String,
+    /// The file of the token that a request must carry, by its absolute path. Nobody but its owner may use it.
+    token_file: PathBuf,
 }
 
 /// A folder, or a git repository.
@@ -173,7 +197,7 @@ pub struct ConfigurationError(Vec<String>);
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn read_sources(file: &Path) -> Result<Option<Vec<Source>>, ConfigurationError> {
+pub fn read_configuration(file: &Path) -> Result<Option<Configured>, ConfigurationError> {
     let failed = |why: &dyn fmt::Display| ConfigurationError(vec![format!("{}: {why}", file.display())]);
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text).map(Some).map_err(|findings| {
@@ -188,7 +212,7 @@ pub fn read_sources(file: &Path) -> Result<Option<Vec<Source>>, ConfigurationErr
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Source>, Vec<Finding>> {
+fn parse(text: &str) -> Result<Configured, Vec<Finding>> {
     let mut documents = yaml::documents(text);
     let whole = |message: &str| Finding { place: (1, 1), message: message.to_owned(), hint: None };
     let (Some(document), None) = (documents.pop(), documents.pop()) else {
@@ -205,8 +229,9 @@ fn parse(text: &str) -> Result<Vec<Source>, Vec<Finding>> {
     let read: Configuration =
         serde_json::from_value(tree.to_json()).map_err(|error| vec![Finding::at(&tree, error.to_string())])?;
     let mut checker = Checker { tree: &tree, findings: Vec::new() };
-    let sources = checker.sources(read);
-    if checker.findings.is_empty() { Ok(sources) } else { Err(checker.findings) }
+    let sources = checker.sources(read.sources);
+    let push = read.push.and_then(|entry| checker.push(entry));
+    if checker.findings.is_empty() { Ok(Configured { sources, push }) } else { Err(checker.findings) }
 }
 
 /// The checks that a schema cannot make.
@@ -220,13 +245,13 @@ impl Checker<'_> {
         self.findings.push(Finding::at(self.tree.nearest(path), message));
     }
 
-    fn sources(&mut self, read: Configuration) -> Vec<Source> {
-        if read.sources.is_empty() {
+    fn sources(&mut self, entries: Vec<SourceEntry>) -> Vec<Source> {
+        if entries.is_empty() {
             self.say(&["sources"], "there is no source, so no VM could be declared");
         }
         let mut sources: Vec<Source> = Vec::new();
         let mut names = BTreeSet::new();
-        for (number, entry) in read.sources.into_iter().enumerate() {
+        for (number, entry) in entries.into_iter().enumerate() {
             let number = number.to_string();
             let at = ["sources", number.as_str()];
             let name = SourceName(entry.name.clone());
@@ -320,6 +345,14 @@ impl Checker<'_> {
         })
     }
 
+    fn push(&mut self, entry: PushEntry) -> Option<Push> {
+        if !entry.token_file.is_absolute() {
+            self.say(&["push", "tokenFile"], "a file is named by its absolute path");
+        }
+        let listen = Address::new(&entry.listen).map_err(|error| self.say(&["push", "listen"], error.to_string()));
+        Some(Push { listen: listen.ok()?, token_file: entry.token_file })
+    }
+
     fn duration(&mut self, path: &[&str], text: Option<&str>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
         parse_duration(text).unwrap_or_else(|error: ParseError| {
@@ -353,8 +386,11 @@ mod tests {
     use super::*;
 
     fn read(sources: &str) -> Result<Vec<Source>, Vec<String>> {
-        let text = format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\nsources:\n{sources}");
-        parse(&text)
+        configured(&format!("sources:\n{sources}")).map(|read| read.sources)
+    }
+
+    fn configured(text: &str) -> Result<Configured, Vec<String>> {
+        parse(&format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\n{text}"))
             .map_err(|all| all.into_iter().map(|f| format!("{}:{}: {}", f.place.0, f.place.1, f.message)).collect())
     }
 
@@ -403,5 +439,44 @@ mod tests {
         }
         let misspelt = read("- {name: a, gti: {url: x}}\n").unwrap_err();
         assert!(misspelt[0].contains("unknown field `gti`"), "{misspelt:?}");
+    }
+
+    const LOCAL: &str = "sources: [{name: local, folder: {path: /etc/stead/manifests}}]\n";
+
+    #[test]
+    fn pushes_are_listened_for_where_the_configuration_says_so_and_nowhere_else() {
+        assert_eq!(configured(LOCAL).unwrap().push, None);
+        for listen in ["unix:/run/stead/push.sock", "127.0.0.1:9440", "'[::1]:9440'"] {
+            let text = format!("{LOCAL}push: {{listen: {listen}, tokenFile: /etc/stead/push-token}}\n");
+            let push = configured(&text).unwrap().push.unwrap();
+            assert_eq!(push.listen.to_string(), listen.trim_matches('\''));
+            assert_eq!(push.token_file, Path::new("/etc/stead/push-token"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_pushes_is_told_with_all_else_and_where() {
+        let errors = configured(
+            "sources:\n- {name: Local, folder: {path: /m}}\npush:\n  listen: 0.0.0.0:9440\n  tokenFile: push-token\n",
+        )
+        .unwrap_err();
+        for (error, (place, part)) in errors.iter().zip([
+            ("4:", "no source's name"),
+            ("7:14", "absolute path"),
+            ("6:11", "reached from other hosts"),
+        ]) {
+            assert!(error.starts_with(place) && error.contains(part), "{error} is not {place} {part}");
+        }
+        assert_eq!(errors.len(), 3, "{errors:#?}");
+        for (push, part) in [
+            ("{listen: '127.0.0.1:9440'}", "tokenFile"),
+            ("{tokenFile: /t}", "listen"),
+            ("{listen: '127.0.0.1:9440', tokenFile: /t, token: x}", "unknown field `token`"),
+            ("{listen: 9440, tokenFile: /t}", "expected a text"),
+            ("{listen: 'localhost:9440', tokenFile: /t}", "127.0.0.1:PORT"),
+        ] {
+            let errors = configured(&format!("{LOCAL}push: {push}\n")).unwrap_err();
+            assert!(errors[0].starts_with("4:") && errors[0].contains(part), "{push}: {errors:?}");
+        }
     }
 }

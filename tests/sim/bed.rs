@@ -65,6 +65,7 @@ impl Bed {
         let machine = Machine::new(&layout.state_dir, &layout.run_dir, seed);
         let settings = Settings {
             sources: vec![Source::manifests(folder.join("manifests"))],
+            push: None,
             state_dir: STATE.into(),
             run_dir: run,
             firecracker: "firecracker".into(),

@@ -68,6 +68,7 @@ impl Mortal {
 pub fn settings() -> Settings {
     Settings {
         sources: Vec::new(),
+        push: None,
         state_dir: PathBuf::new(),
         run_dir: PathBuf::new(),
         firecracker: PathBuf::new(),
