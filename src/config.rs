@@ -21,6 +21,7 @@ use nix::sys::utsname::UtsName;
 
 use crate::desired::hosts::HostIdentity;
 use crate::plan::Policy;
+use crate::push::Push;
 
 /// Where manifests are read when nobody says otherwise, as root.
 const ROOT_MANIFESTS: &str = "/etc/stead/manifests";
@@ -42,6 +43,8 @@ pub struct Settings {
     pub sources: Vec<Source>,
     /// What this host is, to VMs that are for one of many.
     pub host: Arc<HostIdentity>,
+    /// Where a git server can tell of a push, if anywhere.
+    pub push: Option<Push>,
     /// STATE, as it was named.
     pub state_dir: PathBuf,
     /// RUN, to which the state's own folder is added.

@@ -13,7 +13,7 @@ mod syncs;
 mod upkeep;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,7 @@ use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Observed, ObservedVm};
 use crate::plan::{Absences, AllowPrune, Plan};
+use crate::push::{self, PushError};
 use crate::state::{GateState, SyncState, parse_gates};
 use crate::sync::{GitSource, SyncError, Syncer};
 use crate::wakeups::Reason;
@@ -153,6 +154,9 @@ pub enum ReconcileError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// Nobody can tell of a push.
+    #[error(transparent)]
+    Push(#[from] PushError),
     /// A turn of a VM ended in a bug of stead's.
     #[error("a worker ended unexpectedly")]
     Worker(#[source] tokio::task::JoinError),
@@ -214,6 +218,13 @@ impl Stead {
         Some(Syncer::new(&*self.host, name, git, &self.settings.host, self.layout.source(&name.0)))
     }
 
+    /// Who is listened to for pushes, if the configuration says where.
+    fn pushes(&self) -> Result<Option<push::Server>, PushError> {
+        let numbers = 0..self.settings.sources.len();
+        let names = numbers.filter_map(|number| self.git_source(number)).map(|(name, _)| name.clone());
+        self.settings.push.as_ref().map(|push| push::Server::start(push, names.collect())).transpose()
+    }
+
     /// What the gates remember; nothing when it cannot be read, which lets no more through than an empty window does.
     fn gates(&self) -> GateState {
         let path = self.layout.gates();
@@ -252,8 +263,10 @@ impl control::Handler for ToEngine {
 pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(), ReconcileError> {
     let (requests, mut asked) = mpsc::channel(16);
     let socket = stead.layout.control_socket();
-    let listener = stead.host.make_folder(&stead.layout.run_dir).and_then(|_| control::bind(&stead.layout));
-    let listener = listener.map_err(|source| ReconcileError::Control { path: socket.clone(), source })?;
+    let unserved = |source| ReconcileError::Control { path: socket.clone(), source };
+    stead.host.make_folder(&stead.layout.run_dir).map_err(unserved)?;
+    let pushes = stead.pushes()?;
+    let listener = control::bind(&stead.layout).map_err(unserved)?;
     let server = tokio::spawn(control::serve(listener, Arc::new(ToEngine(requests))));
     let host = Arc::clone(&stead.host);
 
@@ -291,6 +304,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
                 Request::Sync { .. } | Request::RollBack { .. } => syncs.ask(request, reply),
                 _ => engine.ask(request, reply),
             },
+            names = pushed(pushes.as_ref()) => syncs.hasten_named(&names),
             () = at(next_sync) => {}
             () = tokio::time::sleep_until(next_resync) => {
                 next_resync = full_pass(&mut engine, resync, Engine::resync);
@@ -304,6 +318,9 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     // Who waits for an answer waits no longer than this: nothing more is begun.
     engine.refuse_all(STOPPING);
     drop(asked);
+    if let Some(pushes) = &pushes {
+        pushes.refuse();
+    }
     // A turn that was begun is finished: each is bounded, and its records are whole then. One whose call hangs is left, as a
     // crash would leave it.
     let leave_at = tokio::time::Instant::now() + END_BOUND;
@@ -323,6 +340,14 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
         tracing::warn!("removing {}: {error}", socket.display());
     }
     Ok(())
+}
+
+/// The git sources that a push is told of; never comes where nobody can tell.
+async fn pushed(pushes: Option<&push::Server>) -> BTreeSet<SourceName> {
+    match pushes {
+        Some(pushes) => pushes.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves at this moment; never, if there is none.
@@ -502,7 +527,7 @@ pub fn orphans(stead: &Stead) -> std::io::Result<Vec<crate::plan::orphans::Orpha
     collect::preview(stead, &Memory::new(Arc::new(|_| ())))
 }
 
-fn known_vms(stead: &Stead, looker: &Looker<'_>) -> Result<std::collections::BTreeSet<VmName>, ReconcileError> {
+fn known_vms(stead: &Stead, looker: &Looker<'_>) -> Result<BTreeSet<VmName>, ReconcileError> {
     looker.known_vms().map_err(|source| ReconcileError::State { path: stead.layout.vms(), source })
 }
 

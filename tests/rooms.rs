@@ -20,9 +20,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("act", &["names", "spec", "time", "state", "host", "desired", "observed", "plan", "vmm"]),
     ("wakeups", &["names"]),
     ("status", &["names", "spec", "time", "state", "host", "desired", "observed", "plan"]),
-    ("config", &["names", "plan", "vmm", "host", "state", "desired", "sync"]),
+    ("config", &["names", "plan", "vmm", "host", "state", "desired", "sync", "http", "push"]),
     ("sync", &["names", "time", "state", "host", "desired"]),
     ("control", &["names"]),
+    ("http", &["names"]),
+    ("push", &["http", "desired"]),
     ("reconcile", &["*"]),
     ("cli", &["*"]),
 ];

@@ -185,6 +185,7 @@ impl Flags {
         let configured = self.configuration(environment)?;
         Ok(Settings {
             host: Arc::new(environment.host(&configured)),
+            push: configured.push.filter(|_| self.manifests.is_none()),
             sources: self.sources(configured.sources, environment).ok_or_else(|| homeless("manifests"))?,
             run_dir,
             state_dir,

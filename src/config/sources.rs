@@ -1,4 +1,4 @@
-//! The configuration file: where manifests come from.
+//! The configuration file: where manifests come from, and who may say that there is something new.
 //!
 //! Read as manifests are: types of its own that a JSON Schema is made of, and every error at once, each with its place.
 
@@ -16,7 +16,9 @@ use crate::desired::SourceName;
 use crate::desired::hosts::{self, Labels};
 use crate::desired::structure::{self, Finding};
 use crate::desired::yaml::{self, Node};
+use crate::http::Address;
 use crate::names::VmName;
+use crate::push::Push;
 use crate::sync::{GitSource, GitUrl, Reference, Signed, Verify};
 
 /// The `kind` of the configuration file.
@@ -37,6 +39,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Configured {
     /// Where manifests come from; none: it does not say.
     pub sources: Vec<Source>,
+    /// Where a git server can tell of a push, if anywhere.
+    pub push: Option<Push>,
     /// What this host is called, if not by its hostname.
     pub host_name: Option<String>,
     /// The labels that its user gave this host.
@@ -86,6 +90,9 @@ struct Configuration {
     /// What VMs that are for one of many hosts know this one by.
     #[serde(default)]
     host: HostEntry,
+    /// Where a git server's hook can have git sources asked at once.
+    #[serde(default)]
+    push: Option<PushEntry>,
 }
 
 /// What VMs that are for one of many hosts know this one by.
@@ -98,6 +105,16 @@ struct HostEntry {
     /// Its labels, beside those that stead gives it.
     #[serde(default)]
     labels: Labels,
+}
+
+/// Where a git server's hook can have git sources asked at once.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PushEntry {
+    /// Where stead listens: `unix:/PATH`, or a port of a loopback address such as `127.0.0.1:9440`.
+    listen: String,
+    /// The file of the token that a request must carry, by its absolute path. Nobody but its owner may use it.
+    token_file: PathBuf,
 }
 
 /// A folder, or a git repository.
@@ -239,7 +256,8 @@ fn parse(text: &str) -> Result<Configured, Vec<Finding>> {
     let mut checker = Checker { tree: &tree, findings: Vec::new() };
     let sources = read.sources.map(|sources| checker.sources(sources)).unwrap_or_default();
     checker.host(&read.host);
-    let configured = Configured { sources, host_name: read.host.name, host_labels: read.host.labels };
+    let push = read.push.and_then(|entry| checker.push(entry));
+    let configured = Configured { sources, push, host_name: read.host.name, host_labels: read.host.labels };
     if checker.findings.is_empty() { Ok(configured) } else { Err(checker.findings) }
 }
 
@@ -265,13 +283,13 @@ impl Checker<'_> {
         }
     }
 
-    fn sources(&mut self, read: Vec<SourceEntry>) -> Vec<Source> {
-        if read.is_empty() {
+    fn sources(&mut self, entries: Vec<SourceEntry>) -> Vec<Source> {
+        if entries.is_empty() {
             self.say(&["sources"], "there is no source, so no VM could be declared");
         }
         let mut sources: Vec<Source> = Vec::new();
         let mut names = BTreeSet::new();
-        for (number, entry) in read.into_iter().enumerate() {
+        for (number, entry) in entries.into_iter().enumerate() {
             let number = number.to_string();
             let at = ["sources", number.as_str()];
             let name = SourceName(entry.name.clone());
@@ -365,6 +383,14 @@ impl Checker<'_> {
         })
     }
 
+    fn push(&mut self, entry: PushEntry) -> Option<Push> {
+        if !entry.token_file.is_absolute() {
+            self.say(&["push", "tokenFile"], "a file is named by its absolute path");
+        }
+        let listen = Address::new(&entry.listen).map_err(|error| self.say(&["push", "listen"], error.to_string()));
+        Some(Push { listen: listen.ok()?, token_file: entry.token_file })
+    }
+
     fn duration(&mut self, path: &[&str], text: Option<&str>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
         parse_duration(text).unwrap_or_else(|error: ParseError| {
@@ -398,9 +424,11 @@ mod tests {
     use super::*;
 
     fn read(sources: &str) -> Result<Vec<Source>, Vec<String>> {
-        let text = format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\nsources:\n{sources}");
-        parse(&text)
-            .map(|configured| configured.sources)
+        configured(&format!("sources:\n{sources}")).map(|read| read.sources)
+    }
+
+    fn configured(text: &str) -> Result<Configured, Vec<String>> {
+        parse(&format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\n{text}"))
             .map_err(|all| all.into_iter().map(|f| format!("{}:{}: {}", f.place.0, f.place.1, f.message)).collect())
     }
 
@@ -454,5 +482,44 @@ mod tests {
         assert_eq!(host("{name: a 1, labels: {stead.dev/arch: z80}}").unwrap_err().len(), 2);
         let misspelt = read("- {name: a, gti: {url: x}}\n").unwrap_err();
         assert!(misspelt[0].contains("unknown field `gti`"), "{misspelt:?}");
+    }
+
+    const LOCAL: &str = "sources: [{name: local, folder: {path: /etc/stead/manifests}}]\n";
+
+    #[test]
+    fn pushes_are_listened_for_where_the_configuration_says_so_and_nowhere_else() {
+        assert_eq!(configured(LOCAL).unwrap().push, None);
+        for listen in ["unix:/run/stead/push.sock", "127.0.0.1:9440", "'[::1]:9440'"] {
+            let text = format!("{LOCAL}push: {{listen: {listen}, tokenFile: /etc/stead/push-token}}\n");
+            let push = configured(&text).unwrap().push.unwrap();
+            assert_eq!(push.listen.to_string(), listen.trim_matches('\''));
+            assert_eq!(push.token_file, Path::new("/etc/stead/push-token"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_pushes_is_told_with_all_else_and_where() {
+        let errors = configured(
+            "sources:\n- {name: Local, folder: {path: /m}}\npush:\n  listen: 0.0.0.0:9440\n  tokenFile: push-token\n",
+        )
+        .unwrap_err();
+        for (error, (place, part)) in errors.iter().zip([
+            ("4:", "no source's name"),
+            ("7:14", "absolute path"),
+            ("6:11", "reached from other hosts"),
+        ]) {
+            assert!(error.starts_with(place) && error.contains(part), "{error} is not {place} {part}");
+        }
+        assert_eq!(errors.len(), 3, "{errors:#?}");
+        for (push, part) in [
+            ("{listen: '127.0.0.1:9440'}", "tokenFile"),
+            ("{tokenFile: /t}", "listen"),
+            ("{listen: '127.0.0.1:9440', tokenFile: /t, token: x}", "unknown field `token`"),
+            ("{listen: 9440, tokenFile: /t}", "expected a text"),
+            ("{listen: 'localhost:9440', tokenFile: /t}", "127.0.0.1:PORT"),
+        ] {
+            let errors = configured(&format!("{LOCAL}push: {push}\n")).unwrap_err();
+            assert!(errors[0].starts_with("4:") && errors[0].contains(part), "{push}: {errors:?}");
+        }
     }
 }

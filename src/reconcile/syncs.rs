@@ -10,8 +10,8 @@ use super::worker::begin;
 use super::{Stead, jittered, requests};
 use crate::config::SourceKind;
 use crate::control::{Reply, Request};
-use crate::desired::Desired;
 use crate::desired::sources::Number;
+use crate::desired::{Desired, SourceName};
 use crate::sync::Synced;
 
 /// What is under way, and what comes next.
@@ -68,9 +68,30 @@ impl Syncs {
 
     /// Asks all of them as soon as can be.
     pub(super) fn hurry(&mut self) {
-        let now = Instant::now();
-        self.next.values_mut().for_each(|next| *next = now);
-        self.again.extend(&self.working);
+        self.hasten_those(|_| true);
+    }
+
+    /// Asks those of these names as soon as can be.
+    pub(super) fn hasten_named(&mut self, names: &BTreeSet<SourceName>) {
+        self.hasten_those(|name| names.contains(name));
+    }
+
+    fn hasten_those(&mut self, is_meant: impl Fn(&SourceName) -> bool) {
+        for number in 0..self.stead.settings.sources.len() {
+            if self.stead.git_source(number).is_some_and(|(name, _)| is_meant(name)) {
+                self.hasten(number);
+            }
+        }
+    }
+
+    /// Asks one as soon as can be.
+    fn hasten(&mut self, number: Number) {
+        if self.working.contains(&number) {
+            // The job that is under way may have asked the server before what is to be seen was there.
+            self.again.insert(number);
+        } else {
+            self.next.insert(number, Instant::now());
+        }
     }
 
     /// Begins with those that are due.
@@ -112,8 +133,8 @@ impl Syncs {
         if let Some((request, reply)) = self.queued.get_mut(&ended.source).and_then(VecDeque::pop_front) {
             self.begin_roll_back(ended.source, request, reply);
         }
+        let waits = self.again.remove(&ended.source);
         if ended.is_sync {
-            let waits = self.again.remove(&ended.source);
             let interval = self.stead.git_source(ended.source).map(|(_, git)| git.interval).unwrap_or_default();
             let wait = if waits { std::time::Duration::ZERO } else { jittered(interval, seed) };
             self.next.insert(ended.source, Instant::now() + wait);
@@ -122,6 +143,8 @@ impl Syncs {
                     let _ = asker.send(reply());
                 }
             }
+        } else if waits {
+            self.next.insert(ended.source, Instant::now());
         }
         match &ended.told {
             Ok(what) if ended.is_news => tracing::info!(source = name, "{what}"),
@@ -147,12 +170,7 @@ impl Syncs {
             }
         };
         if matches!(request, Request::Sync { .. }) {
-            // The job that is under way may have asked the server before what is to be seen was there.
-            if self.working.contains(&number) {
-                self.again.insert(number);
-            } else {
-                self.next.insert(number, Instant::now());
-            }
+            self.hasten(number);
             self.asked.entry(number).or_default().push(reply);
             return;
         }

@@ -66,6 +66,7 @@ impl Bed {
         let settings = Settings {
             host: Arc::default(),
             sources: vec![Source::manifests(folder.join("manifests"))],
+            push: None,
             state_dir: STATE.into(),
             run_dir: run,
             firecracker: "firecracker".into(),

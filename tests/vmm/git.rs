@@ -1,7 +1,9 @@
 //! VMs whose manifests come from a git repository, with a daemon and with cron.
 
 use std::fs;
-use std::path::PathBuf;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::bed::{Host, Vmm, manifest};
@@ -13,13 +15,18 @@ struct Followed {
 
 impl Followed {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more in its configuration.
+    fn with(more: &str) -> Self {
         let mut host = Host::new();
         let root = host.root.path().to_owned();
         let config = root.join("config.yaml");
         let text = format!(
             "apiVersion: stead.dev/v1alpha1\nkind: Configuration\nsources:\n\
              - name: fleet\n  git: {{url: 'file://{0}/fleet', interval: 1h}}\n\
-             - name: local\n  folder: {{path: {0}/m}}\n",
+             - name: local\n  folder: {{path: {0}/m}}\n{more}",
             root.display()
         );
         fs::write(&config, text).unwrap();
@@ -139,4 +146,137 @@ fn cron_follows_a_repository_and_says_nothing_when_nothing_changed() {
     followed.push("web.yaml", None);
     followed.host.once(0);
     followed.host.gone("web", &life);
+}
+
+/// A repository as a git server has it, whose hook tells a running stead of each push.
+struct Hooked {
+    followed: Followed,
+    header: PathBuf,
+}
+
+const TOKEN: &str = "a-token-that-nobody-guesses";
+
+impl Hooked {
+    /// With stead listening there; what stands in `{root}` is the host's folder.
+    fn new(listen: &str) -> Self {
+        let mut followed = Followed::new();
+        let root = followed.host.root.path().display().to_string();
+        let at = |file: &str| followed.host.root.path().join(file);
+        let (token, header, config) = (at("token"), at("header"), at("config.yaml"));
+        for (file, text) in [(&token, TOKEN.to_owned()), (&header, format!("Authorization: Bearer {TOKEN}\n"))] {
+            fs::write(file, text).unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let text = format!(
+            "{}push: {{listen: '{}', tokenFile: {root}/token}}\n",
+            fs::read_to_string(&config)
+                .unwrap()
+                .replace(&format!("file://{root}/fleet"), &format!("file://{root}/bare")),
+            listen.replace("{root}", &root)
+        );
+        fs::write(config, text).unwrap();
+        followed.git(&["clone", "--quiet", "--bare", &format!("{root}/fleet"), &format!("{root}/bare")]);
+        followed.git(&["remote", "add", "origin", &format!("{root}/bare")]);
+        followed.host.start_daemon();
+        // The sync that it begins with is through, and the next one is far off.
+        assert!(followed.sync().status.success());
+        Self { followed, header }
+    }
+
+    /// The hook that the documentation shows, of this host: the first of them, or the second.
+    fn hook(&self, number: usize, replaced: &[(&str, &str)]) {
+        let page = include_str!("../../docs/gitops.md");
+        let sample = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).nth(number).unwrap();
+        let mut hook = sample.replace("/etc/git/stead-push-header", &self.header.display().to_string());
+        for (from, to) in replaced {
+            assert!(hook.contains(from), "{hook}");
+            hook = hook.replace(from, to);
+        }
+        let file = self.root().join("bare/hooks/post-receive");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, hook).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn root(&self) -> &Path {
+        self.followed.host.root.path()
+    }
+
+    /// A commit that is pushed to the server; gives what the pusher is told.
+    fn push(&self, file: &str, said: Option<&str>) -> String {
+        self.followed.push(file, said);
+        let mut command = Command::new("git");
+        command.args(["push", "--quiet", "origin", "main"]).current_dir(self.followed.repository());
+        let done = command.output().unwrap();
+        let told = text(&done);
+        assert!(done.status.success(), "{told}");
+        told
+    }
+}
+
+#[test]
+fn a_push_wakes_a_stead_that_would_ask_in_an_hour_through_its_socket() {
+    let mut hooked = Hooked::new("unix:{root}/push.sock");
+    let socket = hooked.root().join("push.sock");
+    hooked.hook(0, &[("/run/stead-push/push.sock", socket.to_str().unwrap())]);
+    let told = hooked.push("web.yaml", Some(&manifest("web", Vmm::Firecracker)));
+    assert!(told.contains("will be asked now: fleet"), "{told}");
+    let life = hooked.followed.host.running("web");
+    // A push without the right token changes nothing, and says so to who made it.
+    fs::write(&hooked.header, "Authorization: Bearer one-of-somebody-else\n").unwrap();
+    let told = hooked.push("web.yaml", None);
+    assert!(told.contains("401"), "{told}");
+    assert!(hooked.followed.host.log().contains("its token is wrong"));
+    assert!(!hooked.followed.host.log().contains(TOKEN));
+    assert_eq!(hooked.followed.host.life("web"), Some(life.clone()));
+    fs::write(&hooked.header, format!("Authorization: Bearer {TOKEN}\n")).unwrap();
+    hooked.push("db.yaml", Some(&manifest("db", Vmm::Firecracker)));
+    hooked.followed.host.running("db");
+    hooked.followed.host.gone("web", &life);
+    // Killed, it leaves its socket; the next one has it.
+    hooked.followed.host.kill_daemon();
+    assert!(socket.exists());
+    hooked.followed.host.start_daemon();
+    hooked.push("web.yaml", Some(&manifest("web", Vmm::Firecracker)));
+    hooked.followed.host.running("web");
+    assert_eq!(hooked.followed.host.stop_daemon(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_push_wakes_a_stead_through_a_loopback_address() {
+    // Nobody else is given this port right after it was somebody's.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut hooked = Hooked::new(&port.to_string());
+    hooked.hook(1, &[("127.0.0.1:9440", &port.to_string())]);
+    let told = hooked.push("web.yaml", Some(&manifest("web", Vmm::Firecracker)));
+    assert!(told.contains("will be asked now: fleet"), "{told}");
+    hooked.followed.host.running("web");
+    assert_eq!(hooked.followed.host.stop_daemon(), Some(0));
+}
+
+#[test]
+fn a_stead_that_cannot_listen_for_pushes_says_why_and_does_not_start() {
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = occupied.local_addr().unwrap();
+    let followed = Followed::with(&format!("push: {{listen: '{port}', tokenFile: /nowhere/token}}\n"));
+    let config = followed.host.root.path().join("config.yaml");
+    let refused = |part: &str| {
+        let run = followed.host.run(&["run"]);
+        assert!(run.status.code() == Some(1) && text(&run).contains(part), "{}", text(&run));
+    };
+    refused("the token file /nowhere/token");
+    let token = followed.host.root.path().join("token");
+    fs::write(&token, TOKEN).unwrap();
+    let with_token = fs::read_to_string(&config).unwrap().replace("/nowhere/token", token.to_str().unwrap());
+    fs::write(&config, &with_token).unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o640)).unwrap();
+    refused("mode 0640");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    refused(&format!("cannot listen for pushes on {port}: "));
+    fs::write(&config, with_token.replace(&port.to_string(), "192.0.2.1:9440")).unwrap();
+    refused("put a proxy with TLS before it");
+    // A pass of cron listens to nobody, so it is none the worse for it.
+    fs::write(&config, with_token).unwrap();
+    followed.host.once(0);
 }

@@ -69,6 +69,7 @@ pub fn settings() -> Settings {
     Settings {
         host: Arc::default(),
         sources: Vec::new(),
+        push: None,
         state_dir: PathBuf::new(),
         run_dir: PathBuf::new(),
         firecracker: PathBuf::new(),
