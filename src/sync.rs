@@ -549,7 +549,11 @@ impl<'a> Syncer<'a> {
             self.source.url.as_str(),
             &refspec,
         ];
-        self.git.talk(&arguments)?;
+        if let Err(error) = self.git.talk(&arguments) {
+            // What it wrote until then may be all the room that there is, and why it failed is to be remembered.
+            let _ = self.sweep();
+            return Err(error);
+        }
         // By itself, so that a fetch is not out of time for it; that it fails is no reason to follow nothing.
         if let Err(error) = self.git.ask(&["maintenance", "run", "--auto", "--quiet"]) {
             tracing::warn!(source = %self.name, "tidying up its repository: {}", error.one_line());

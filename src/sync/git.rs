@@ -22,6 +22,8 @@ const KEPT: &[&str] = &[
     "GNUPGHOME",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
     "http_proxy",
     "https_proxy",
     "no_proxy",
@@ -105,6 +107,9 @@ impl<'a> Git<'a> {
             "protocol.allow=never",
             // What a stranger's server sends is looked at before it is kept.
             "fetch.fsckObjects=true",
+            // What is larger than any manifest is looked at piece by piece: a blob of nothing but zeros takes no room in a
+            // pack, and would take its whole size of memory.
+            "core.bigFileThreshold=1m",
             // The record that names a commit follows what it is made of, and a power cut may come between.
             "core.fsync=all",
             // Nothing goes on behind our back.
@@ -133,11 +138,13 @@ impl<'a> Git<'a> {
             ssh.push(key.to_string_lossy().replace('\'', r"'\''"));
             ssh.push("'");
         }
-        let fixed: [(OsString, OsString); 7] = [
+        let fixed: [(OsString, OsString); 8] = [
             ("PATH".into(), path),
             ("LC_ALL".into(), "C".into()),
             // Nobody is there to answer.
             ("GIT_TERMINAL_PROMPT".into(), "0".into()),
+            // Empty is nobody: it goes before the user's core.askPass, which git asks before 2.47 whatever it is told else.
+            ("GIT_ASKPASS".into(), OsString::new()),
             ("SSH_ASKPASS_REQUIRE".into(), "never".into()),
             ("GIT_SSH_COMMAND".into(), ssh),
             ("GIT_NO_REPLACE_OBJECTS".into(), "1".into()),

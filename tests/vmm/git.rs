@@ -15,17 +15,21 @@ struct Followed {
 
 impl Followed {
     fn new() -> Self {
-        Self::with("")
+        Self::with("1h", "")
     }
 
-    /// With more in its configuration.
-    fn with(more: &str) -> Self {
+    fn asked_each(interval: &str) -> Self {
+        Self::with(interval, "")
+    }
+
+    /// Asked so often, and with more in its configuration.
+    fn with(interval: &str, more: &str) -> Self {
         let mut host = Host::new();
         let root = host.root.path().to_owned();
         let config = root.join("config.yaml");
         let text = format!(
             "apiVersion: stead.dev/v1alpha1\nkind: Configuration\nsources:\n\
-             - name: fleet\n  git: {{url: 'file://{0}/fleet', interval: 1h}}\n\
+             - name: fleet\n  git: {{url: 'file://{0}/fleet', interval: {interval}}}\n\
              - name: local\n  folder: {{path: {0}/m}}\n{more}",
             root.display()
         );
@@ -62,6 +66,31 @@ impl Followed {
         }
         self.git(&["add", "--all"]);
         self.git(&["commit", "--quiet", "-m", file]);
+    }
+
+    /// A commit that adds these VMs, and one that takes them out.
+    fn push_all(&self, names: &[String], declared: bool) {
+        for name in names {
+            let path = self.repository().join(format!("{name}.yaml"));
+            if declared {
+                fs::write(path, manifest(name, Vmm::Firecracker)).unwrap();
+            } else {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "-m", "many"]);
+    }
+
+    /// What `stead plan` says that would let the deletions through which it shows: this many.
+    #[track_caller]
+    fn approval_of(&self, deletions: usize) -> String {
+        let plan = self.host.run(&["plan"]);
+        assert_eq!(plan.status.code(), Some(4), "{}", text(&plan));
+        let plan = text(&plan);
+        assert!(plan.contains(&format!("{deletions} held")), "{plan}");
+        let digest = plan.split("stead approve ").nth(1).expect("the command that lets them through");
+        digest.split_whitespace().next().unwrap().to_owned()
     }
 
     fn sync(&self) -> Output {
@@ -259,7 +288,7 @@ fn a_push_wakes_a_stead_through_a_loopback_address() {
 fn a_stead_that_cannot_listen_for_pushes_says_why_and_does_not_start() {
     let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = occupied.local_addr().unwrap();
-    let followed = Followed::with(&format!("push: {{listen: '{port}', tokenFile: /nowhere/token}}\n"));
+    let followed = Followed::with("1h", &format!("push: {{listen: '{port}', tokenFile: /nowhere/token}}\n"));
     let config = followed.host.root.path().join("config.yaml");
     let refused = |part: &str| {
         let run = followed.host.run(&["run"]);
@@ -279,4 +308,93 @@ fn a_stead_that_cannot_listen_for_pushes_says_why_and_does_not_start() {
     // A pass of cron listens to nobody, so it is none the worse for it.
     fs::write(&config, with_token).unwrap();
     followed.host.once(0);
+}
+
+#[test]
+fn a_commit_that_removes_most_vms_is_held_until_just_that_plan_is_approved() {
+    let mut followed = Followed::new();
+    followed.host.set_env("STEAD_TIMEOUT", "5m");
+    let names: Vec<String> = (0..100).map(|number| format!("vm-{number:02}")).collect();
+    followed.push_all(&names, true);
+    followed.host.once(0);
+    let lives: Vec<_> = names.iter().map(|name| followed.host.running(name)).collect();
+    let all_live_on = || {
+        for (name, life) in names.iter().zip(&lives) {
+            assert_eq!(followed.host.life(name).as_ref(), Some(life), "{name}");
+        }
+    };
+
+    followed.push_all(&names[..60], false);
+    let held = followed.host.once(4);
+    let first = followed.approval_of(60);
+    assert!(held.contains(&format!("stead approve {first}")), "{held}");
+    all_live_on();
+
+    // What was looked at is not what there is now.
+    followed.push_all(&names[60..61], false);
+    followed.host.once(4);
+    let second = followed.approval_of(61);
+    assert_ne!(first, second);
+    let refused = followed.host.run(&["approve", &first]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("the plan has changed"), "{}", text(&refused));
+    // Nor if it was approved before that commit, by a stead that was killed right then.
+    let gates = followed.host.state().join("gates.json");
+    let approved = format!("{{\"version\": 1, \"deletions\": [], \"approval\": {{\"digest\": \"{first}\"}}}}");
+    fs::write(&gates, approved).unwrap();
+    fs::set_permissions(&gates, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    followed.host.once(4);
+    assert_eq!(followed.approval_of(61), second);
+    all_live_on();
+
+    let approved = followed.host.run(&["approve", &second]);
+    assert_eq!(approved.status.code(), Some(0), "{}", text(&approved));
+    for (name, life) in names.iter().zip(&lives).take(61) {
+        followed.host.gone(name, life);
+    }
+    for (name, life) in names.iter().zip(&lives).skip(61) {
+        assert_eq!(followed.host.life(name).as_ref(), Some(life), "{name}");
+    }
+    // It was for that plan alone.
+    followed.push_all(&names[61..90], false);
+    followed.host.once(4);
+    followed.approval_of(29);
+}
+
+#[test]
+fn a_daemon_whose_repository_cannot_be_asked_or_read_when_it_starts_keeps_all_vms_and_follows_it_again() {
+    let mut followed = Followed::asked_each("1s");
+    followed.push("web.yaml", Some(&manifest("web", Vmm::Firecracker)));
+    followed.host.once(0);
+    let life = followed.host.running("web");
+    let away = followed.host.root.path().join("away");
+    fs::rename(followed.repository(), &away).unwrap();
+    let kept = followed.host.state().join("sources/fleet/repository.git");
+    // First the server is gone; then what was fetched from it too.
+    for is_lost in [false, true] {
+        if is_lost {
+            fs::remove_dir_all(&kept).unwrap();
+        }
+        followed.host.start_daemon();
+        assert_eq!(followed.sync().status.code(), Some(1));
+        let sources = followed.host.run(&["sources", "fleet"]);
+        assert!(text(&sources).contains("FetchFailed"), "{}", text(&sources));
+        // One that no manifest declares any more goes meanwhile.
+        followed.host.apply("goes.yaml", &manifest("goes", Vmm::Firecracker));
+        let goes = followed.host.running("goes");
+        followed.host.remove("goes.yaml");
+        followed.host.gone("goes", &goes);
+        assert_eq!(followed.host.life("web"), Some(life.clone()), "lost: {is_lost}");
+        if !is_lost {
+            assert_eq!(followed.host.stop_daemon(), Some(0));
+        }
+    }
+    fs::rename(away, followed.repository()).unwrap();
+    followed.push("db.yaml", Some(&manifest("db", Vmm::Firecracker)));
+    // Nobody tells it.
+    followed.host.running("db");
+    assert_eq!(followed.host.life("web"), Some(life.clone()));
+    followed.push("web.yaml", None);
+    followed.host.gone("web", &life);
+    assert_eq!(followed.host.stop_daemon(), Some(0));
 }

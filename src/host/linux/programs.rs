@@ -2,20 +2,22 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::libc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, setrlimit};
 
 use super::spawn;
 use crate::host::{ProgramOutput, ProgramRequest};
 
 /// Runs a program and everything that it starts, in a process group of their own, to its end; what has not ended in time is
-/// killed.
+/// killed, and all of it if we end before.
 pub(super) fn run(request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
     // Files rather than pipes: nobody has to read or write while it runs.
     let (mut input, mut output, mut errors) = (memory("input")?, memory("output")?, memory("errors")?);
@@ -25,12 +27,21 @@ pub(super) fn run(request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
     let mut command = Command::new(request.program);
     command.args(&request.arguments).env_clear().envs(request.environment.iter().cloned()).current_dir(request.folder);
     command.stdin(input).stdout(output.try_clone()?).stderr(errors.try_clone()?).process_group(0);
-    let mut child = spawn::alone(|| command.spawn())?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    // Whatever it starts later inherits the limit.
+    // Held until its end, and by nobody but us.
+    let (lifeline, _held) = io::pipe()?;
+    let line = lifeline.as_raw_fd();
     let limit = Rlimit { current: Some(request.file_max), maximum: Some(request.file_max) };
-    let limited = prlimit(Some(pid), Resource::Fsize, limit);
-    let ended = limited.map_err(io::Error::from).and_then(|_| ends_within(pid, request.bound));
+    let prepare = move || {
+        // Before its exec: whatever it starts inherits it.
+        setrlimit(Resource::Fsize, limit)?;
+        hang_on(line)
+    };
+    // SAFETY: `prepare` makes plain system calls and allocates nothing; the number of the pipe is open in the child.
+    unsafe { command.pre_exec(prepare) };
+    let mut child = spawn::alone(|| command.spawn())?;
+    drop(lifeline);
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    let ended = ends_within(pid, request.bound);
     if !matches!(ended, Ok(true)) {
         // The group of our child, which nobody has waited for: its number is its own.
         let _ = kill_process_group(pid, Signal::KILL);
@@ -45,6 +56,26 @@ pub(super) fn run(request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
         errors: String::from_utf8_lossy(&content(&mut errors, ERRORS_MAX)?).into_owned(),
     })
 }
+
+/// Runs in the child, before exec. Has the kernel kill its whole group once nobody holds the other end of this pipe any more:
+/// not only the program itself, as PR_SET_PDEATHSIG would. git's own children wait for a server that is silent also when git is
+/// gone. The child's copy of the other end is closed by its exec, so one whose parent is dead by then gets no further.
+///
+/// See fcntl(2), F_SETOWN, F_SETSIG and O_ASYNC.
+fn hang_on(line: RawFd) -> io::Result<()> {
+    // SAFETY: plain system calls, all of them async-signal-safe.
+    unsafe {
+        // It stays open for as long as one of them lives: without it there is nobody to be told.
+        let done = libc::fcntl(line, libc::F_SETFD, 0) >= 0
+            && libc::fcntl(line, F_SETSIG, libc::SIGKILL) >= 0
+            && libc::fcntl(line, libc::F_SETOWN, -libc::getpid()) >= 0
+            && libc::fcntl(line, libc::F_SETFL, libc::O_ASYNC) >= 0;
+        if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// Of asm-generic/fcntl.h; the library does not know it.
+const F_SETSIG: libc::c_int = 10;
 
 /// What a program says of its troubles is kept up to so many bytes.
 const ERRORS_MAX: u64 = 16 << 10;
@@ -110,15 +141,28 @@ mod tests {
     fn one_that_does_not_end_is_killed_with_all_that_it_started() {
         let done = shell("sleep 100 & echo $!; wait", Duration::from_millis(300));
         assert!(done.timed_out && !done.success);
-        let sleep: i32 = String::from_utf8(done.output).unwrap().trim().parse().unwrap();
+        assert!(ends(&done));
+    }
+
+    /// Whether the `sleep` whose number a program printed is soon gone.
+    fn ends(done: &ProgramOutput) -> bool {
+        let sleep: i32 = String::from_utf8_lossy(&done.output).trim().parse().unwrap();
         let is_gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{sleep}/stat")).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z ") || !stat.contains("(sleep)")
         };
-        assert!((0..500).any(|_| is_gone() || {
-            std::thread::sleep(Duration::from_millis(10));
-            false
-        }));
+        (0..500).any(|_| {
+            is_gone() || {
+                std::thread::sleep(Duration::from_millis(10));
+                false
+            }
+        })
+    }
+
+    #[test]
+    fn what_it_leaves_behind_in_its_group_ends_with_it() {
+        let done = shell("sleep 100 >/dev/null 2>&1 & echo $!", Duration::from_secs(10));
+        assert!(done.success && ends(&done));
     }
 
     #[test]
