@@ -161,6 +161,8 @@ impl GitSource {
     pub fn warning(&self) -> Option<String> {
         let url = &self.url;
         match (&self.verify, url.protocol) {
+            // A commit is what its id says, whoever sends it.
+            _ if matches!(self.reference, Reference::Commit(_)) => None,
             (Some(_), _) | (None, "file") => None,
             (None, "http" | "git") => Some(format!(
                 "nothing proves who answers for {url}: anybody on the way decides what runs here; use https or ssh, or `verify`"
@@ -362,17 +364,37 @@ impl<'a> Syncer<'a> {
 
     /// What the commit in force declares. A source of which that cannot be told is not complete: nothing of it is pruned.
     pub fn in_force(&self) -> Desired {
-        let read = || {
-            let record = self.record()?;
-            if let Some(applied) = record.applied {
-                // Below the path for which it was judged: another one in the configuration is taken up by the next sync.
-                let files = tree::manifests(&self.git, &applied.commit, &applied.path)?;
-                return Ok(load_files(self.name, self.here, files).desired);
-            }
-            let why = record.failure.map_or_else(String::new, |failure| format!(": {}", failure.message));
-            Ok(incomplete(self.name, format!("it was never synced{why}")))
-        };
-        read().unwrap_or_else(|error: SyncError| incomplete(self.name, error.one_line()))
+        self.read_in_force().unwrap_or_else(|error: SyncError| incomplete(self.name, error.one_line()))
+    }
+
+    /// The same, where it can be read.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn read_in_force(&self) -> Result<Desired, SyncError> {
+        let record = self.record()?;
+        if let Some(applied) = record.applied {
+            // Below the path for which it was judged: another one in the configuration is taken up by the next sync.
+            let files = tree::manifests(&self.git, &applied.commit, &applied.path)?;
+            return Ok(load_files(self.name, self.here, files).desired);
+        }
+        let why = record.failure.map_or_else(String::new, |failure| format!(": {}", failure.message));
+        Ok(incomplete(self.name, format!("it was never synced{why}")))
+    }
+
+    /// Remembers that what is in force does not say what is for this host, which has another name or labels since. Gives the
+    /// error that says so, if that is the case.
+    ///
+    /// # Errors
+    /// Where it cannot be remembered.
+    pub fn note_gap(&self, in_force: &Desired) -> Result<Option<SyncError>, SyncError> {
+        let mut record = self.record()?;
+        let gap = in_force.sources.get(self.name).and_then(|state| state.incomplete.first());
+        let (Some(why), Some(applied)) = (gap, &record.applied) else { return Ok(None) };
+        let error = SyncError::HostUnclear { commit: applied.commit.clone(), why: why.clone() };
+        record.fail(error.reason(), error.one_line(), self.host.now().wall);
+        self.write(&record)?;
+        Ok(Some(error))
     }
 
     /// Asks the repository, and puts what it says in force. What came of it is remembered in either case.
@@ -607,22 +629,26 @@ impl<'a> Syncer<'a> {
     fn judge(&self, commit: &str, path: &Path) -> Result<(), SyncError> {
         let read = load_files(self.name, self.here, tree::manifests(&self.git, commit, path)?);
         let commit = commit.to_owned();
-        if let Some((name, origins)) = read.clashes.first_key_value() {
-            let places: Vec<String> = origins.iter().map(Origin::to_string).collect();
-            let why = format!("VM {name} is declared {} times: {}; keep one", places.len(), places.join(", "));
-            return Err(SyncError::TreeRefused { commit, why });
+        if let Some(why) = read.gap {
+            return Err(SyncError::HostUnclear { commit, why });
         }
         if !read.desired.problems.is_empty() {
             return Err(SyncError::Broken { commit, problems: read.desired.problems });
+        }
+        if let Some((name, origins)) = read.clashes.first_key_value() {
+            let places: Vec<String> = origins.iter().map(Origin::to_string).collect();
+            let why = format!(
+                "VM {name} is declared {} times for one host: {}; keep one, or give them selectors that no host meets both of",
+                places.len(),
+                places.join(", ")
+            );
+            return Err(SyncError::TreeRefused { commit, why });
         }
         let state = read.desired.sources.get(self.name);
         if state.is_none_or(|state| state.empty) {
             return Err(SyncError::Empty { commit });
         }
-        match state.and_then(|state| state.incomplete.first()) {
-            Some(why) => Err(SyncError::HostUnclear { commit, why: why.clone() }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn describe(&self, commit: String) -> Result<AppliedCommit, SyncError> {

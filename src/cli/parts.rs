@@ -47,7 +47,7 @@ pub(super) struct Validation {
 /// Everything that is wrong with these files and folders; `-` is standard input.
 pub(super) fn validate(paths: &[PathBuf], settings: &Settings) -> Result<Validation, CliError> {
     let (input, named): (Vec<&PathBuf>, Vec<&PathBuf>) = paths.iter().partition(|path| *path == Path::new("-"));
-    let Together { mut desired, mut clashes, mut views } =
+    let Together { mut desired, mut clashes, mut views, gap: _ } =
         validate_paths(&named.into_iter().cloned().collect::<Vec<_>>());
     if !input.is_empty() {
         let mut text = String::new();

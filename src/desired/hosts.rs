@@ -230,7 +230,8 @@ impl Viewpoint {
 
     /// Where a VM with this selector belongs.
     pub fn place(&self, selector: Option<&HostSelector>) -> Belongs {
-        if let Some(why) = &self.unclear {
+        let is_asked = selector.is_some() || !self.listed.is_empty();
+        if let Some(why) = self.unclear.as_ref().filter(|_| is_asked) {
             return Belongs::Refused(format!("the hosts cannot be told: {why}"), "mend what lists the hosts");
         }
         let allows_many = selector.is_some_and(|selector| selector.allow_multiple);
@@ -271,10 +272,11 @@ impl Viewpoint {
         self.listed.iter().filter(is_meant).map(|host| host.name.as_str()).collect()
     }
 
-    /// Whether two VMs of one name may be declared side by side, since no host is meant by both.
-    pub fn are_apart(&self, one: Option<&HostSelector>, other: Option<&HostSelector>) -> bool {
-        let (of_one, of_other) = (self.hosts_of(one), self.hosts_of(other));
-        !self.listed.is_empty() && !of_one.iter().any(|host| of_other.contains(host))
+    /// Whether a host is meant by two of these, so that two VMs of one name could not be declared with them. Without a list of
+    /// hosts nobody knows, and they are taken to be.
+    pub fn are_for_one_host<'a>(&self, selectors: impl Iterator<Item = Option<&'a HostSelector>>) -> bool {
+        let mut meant = BTreeSet::new();
+        self.listed.is_empty() || selectors.flat_map(|selector| self.hosts_of(selector)).any(|host| !meant.insert(host))
     }
 }
 
@@ -353,7 +355,8 @@ mod tests {
             assert!(matches!(here.place(None), Belongs::Refused(..)), "it would run on each");
             let nowhere = selector(&[("zone", is("west"))]);
             assert!(matches!(here.place(Some(&nowhere)), Belongs::Refused(why, _) if why.contains("nowhere")));
-            assert!(here.are_apart(Some(&north), Some(&south)) && !here.are_apart(Some(&north), None));
+            assert!(!here.are_for_one_host([Some(&north), Some(&selector(&[(HOSTNAME_LABEL, is("a2"))]))].into_iter()));
+            assert!(here.are_for_one_host([Some(&north), None].into_iter()));
         }
         assert_eq!(view("a2", &[], hosts).place(Some(&HostSelector { allow_multiple: true, ..south })), Belongs::Here);
     }

@@ -40,6 +40,8 @@ pub struct Loader {
     view: Viewpoint,
     /// Those that are for others alone.
     elsewhere: Arc<BTreeSet<VmName>>,
+    /// Whether it lists hosts, or has VMs that are not for every host.
+    is_shared: bool,
 }
 
 /// What a file says to this host.
@@ -114,6 +116,7 @@ impl Loader {
             young: BTreeSet::new(),
             view: Viewpoint::new(here),
             elsewhere: Arc::default(),
+            is_shared: false,
         }
     }
 
@@ -218,7 +221,11 @@ impl Loader {
     fn see_hosts(&mut self) {
         let parsed = || self.files.values().map(|cached| &cached.parsed);
         let listed: Vec<Host> = parsed().flat_map(|parsed| parsed.hosts.iter().cloned()).collect();
-        let unclear = parsed().find_map(|parsed| parsed.broken_host.clone());
+        let broken = parsed().find_map(|parsed| parsed.broken_host.clone());
+        self.is_shared = !listed.is_empty() || broken.is_some() || parsed().any(Parsed::has_selectors);
+        // What cannot be read may list another host.
+        let hidden = self.listed.hidden.iter().chain(self.totals.hiding.values()).next();
+        let unclear = broken.or_else(|| hidden.filter(|_| self.is_shared).cloned());
         self.view.list(listed, unclear);
         self.see_elsewhere();
     }
@@ -274,11 +281,8 @@ impl Loader {
             line: declared.line,
         };
         let clash = |(name, all): (&VmName, Vec<(&Path, &Declared)>)| {
-            let is_apart = |one: usize, other: usize| {
-                self.view.are_apart(all[one].1.selector.as_deref(), all[other].1.selector.as_deref())
-            };
-            let mut pairs = (0..all.len()).flat_map(|one| (0..one).map(move |other| (one, other)));
-            let clashes = pairs.any(|(one, other)| !is_apart(one, other));
+            let selectors = all.iter().map(|(_, declared)| declared.selector.as_deref());
+            let clashes = all.len() > 1 && self.view.are_for_one_host(selectors);
             clashes.then(|| (name.clone(), all.iter().map(origin).collect()))
         };
         by_name.into_iter().filter_map(clash).collect()
@@ -348,6 +352,8 @@ pub struct Together {
     pub clashes: BTreeMap<VmName, Vec<Origin>>,
     /// What they say to each host that they list; to all of them where they list none.
     pub views: Vec<Desired>,
+    /// Why it cannot be told which of them are for this host, if so.
+    pub gap: Option<String>,
 }
 
 impl Together {
@@ -389,7 +395,8 @@ pub fn load_files(
         loader.keep(path, Reading::Read(cached));
     }
     loader.see_hosts();
-    Together { desired: loader.collect(), clashes: loader.clashes(), views: Vec::new() }
+    let gap = loader.view.gap();
+    Together { desired: loader.collect(), clashes: loader.clashes(), views: Vec::new(), gap }
 }
 
 /// Whether a file of this path below a source's folder is read.

@@ -196,6 +196,8 @@ pub enum Hold {
     PruneDelay(Deadline),
     /// It is absent and protected by `stead.dev/prune: disabled`.
     Protected,
+    /// It is for another host now, and one of stead's annotations on what was applied here keeps it.
+    KeptHere,
     /// It is absent, and the folder is empty and not the one it was applied from.
     FolderReplaced,
     /// It is absent, and with it more VMs than the prune cap lets through.
@@ -234,6 +236,7 @@ impl Hold {
             Self::SourceIncomplete(_) => "SourceIncomplete",
             Self::PruneDelay(_) => "PruneDelay",
             Self::Protected => "Protected",
+            Self::KeptHere => "KeptHere",
             Self::FolderReplaced => "FolderReplaced",
             Self::PruneCap { .. } => "PruneCap",
             Self::Unclaimed => "Unclaimed",

@@ -372,10 +372,12 @@ impl Context<'_> {
             Fact::Present(process) => Some(process),
             Fact::Absent => None,
         };
-        let reason = match observed.ledger.delete_requested {
-            true => TeardownReason::DeleteRequested,
-            false if self.is_elsewhere(observed) => TeardownReason::Elsewhere,
-            false => TeardownReason::Absent,
+        let reason = if observed.ledger.delete_requested {
+            TeardownReason::DeleteRequested
+        } else if self.is_elsewhere(observed) {
+            TeardownReason::Elsewhere
+        } else {
+            TeardownReason::Absent
         };
         let policy = accepted.map(|accepted| accepted.vm.spec.deletion_policy).unwrap_or_default();
         let may_have_disks = !observed.disks.is_empty() || observed.disks_unknown.is_some();
@@ -433,9 +435,10 @@ fn suspend(observed: &ObservedVm, plan: &mut VmPlan) {
         _ => false,
     };
     plan.actions.retain(is_left);
-    plan.holds.retain(|hold| matches!(hold, Hold::IdentityUnknown(_)));
+    plan.holds.retain(|hold| matches!(hold, Hold::IdentityUnknown(_) | Hold::Starting));
+    // Its guest is waited for, so that its record becomes true.
+    plan.wake = plan.wake.take().filter(|_| plan.holds.contains(&Hold::Starting));
     plan.holds.push(Hold::Suspended);
-    plan.wake = None;
 }
 
 /// Whether this life of the VM is being torn down already.

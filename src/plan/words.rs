@@ -92,6 +92,9 @@ impl fmt::Display for Hold {
             Self::SourceIncomplete(why) => write!(f, "its manifest may be hidden: {}", why.join("; ")),
             Self::PruneDelay(_) => f.write_str("its manifest is gone; waiting in case it comes back"),
             Self::Protected => f.write_str("its manifest is gone, and stead.dev/prune: disabled protects it"),
+            Self::KeptHere => f.write_str(
+                "its manifest is for another host, where it may run by now, and stead.dev/prune or stead.dev/suspend keeps it here",
+            ),
             Self::FolderReplaced => {
                 f.write_str("the manifest folder is empty and not the one it was applied from; is it mounted?")
             }

@@ -17,7 +17,8 @@ use crate::state::{Approval, FORMAT_VERSION, GateState, Ledger, encode};
 pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, request: &Request) -> Reply {
     match request {
         Request::Restart { name } => change(stead, looker, name, |ledger| {
-            if desired.valid(name).any(Vm::is_suspended) {
+            let accepted = ledger.accepted.as_ref().map(|accepted| &accepted.vm);
+            if desired.valid(name).next().or(accepted).is_some_and(Vm::is_suspended) {
                 return Err(format!("{name} is suspended by {SUSPEND_ANNOTATION} in its manifest"));
             }
             if ledger.accepted.is_none() && !desired.vms.contains_key(name) {

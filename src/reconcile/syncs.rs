@@ -226,8 +226,11 @@ fn answer(source: &str, told: &Result<String, String>) -> Reply {
 fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     let Some(syncer) = stead.syncer(source) else { return nothing(source) };
     let mut came_of_it = syncer.sync();
-    if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole && !syncer.in_force().is_complete() {
-        came_of_it = syncer.renew().and_then(|()| syncer.sync());
+    if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole {
+        came_of_it = match syncer.read_in_force() {
+            Ok(in_force) => syncer.note_gap(&in_force).and_then(|gap| gap.map_or(Ok(Synced::UpToDate), Err)),
+            Err(_) => syncer.renew().and_then(|()| syncer.sync()),
+        };
     }
     let (told, desired, is_news) = match came_of_it {
         Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(|| syncer.in_force()), false),

@@ -30,7 +30,9 @@ pub struct StatusInput<'a> {
 
 /// What holds a VM back and should be known to people.
 pub fn holds_of(plan: &VmPlan) -> Vec<String> {
-    let worth_saying = |hold: &&Hold| !hold.is_at_rest() && !matches!(hold, Hold::Starting | Hold::PruneDelay(_));
+    let worth_saying = |hold: &&Hold| {
+        matches!(hold, Hold::Suspended) || (!hold.is_at_rest() && !matches!(hold, Hold::Starting | Hold::PruneDelay(_)))
+    };
     plan.holds.iter().filter(worth_saying).map(ToString::to_string).collect()
 }
 
@@ -113,7 +115,10 @@ fn phase(input: &StatusInput<'_>) -> VmPhase {
 
 /// A VM that no manifest declares any more is kept.
 fn keeps_undeclared(hold: &Hold) -> bool {
-    matches!(hold, Hold::SourceIncomplete(_) | Hold::Protected | Hold::FolderReplaced | Hold::PruneCap { .. })
+    matches!(
+        hold,
+        Hold::SourceIncomplete(_) | Hold::Protected | Hold::KeptHere | Hold::FolderReplaced | Hold::PruneCap { .. }
+    )
 }
 
 /// The word for a VM whose VMM lives, from its guest alone.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
@@ -319,6 +319,8 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        // A test may have put a small disk there, in which the folder could not be removed.
+        let _ = umount2(&self.state(), MntFlags::MNT_DETACH);
         if std::thread::panicking() {
             eprintln!("--- servers ---\n{}", fs::read_to_string(self.path("servers.log")).unwrap_or_default());
         }

@@ -22,7 +22,6 @@ fn a_disk_that_is_full_in_the_middle_of_a_fetch_leaves_room_for_what_comes_after
         }
         bed.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
         bed.follows(&bed.push("db"));
-        nix::mount::umount2(&bed.state(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     });
 }
 

@@ -23,13 +23,19 @@ pub fn bed(file: &str) -> PathBuf {
 
 /// Waits until `condition` gives something.
 #[track_caller]
-pub fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_within(BOUND, what, condition)
+}
+
+/// The same, for what takes its time.
+#[track_caller]
+pub fn wait_within<T>(bound: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < BOUND, "gave up waiting after {BOUND:?}: {what}");
+        assert!(start.elapsed() < bound, "gave up waiting after {bound:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

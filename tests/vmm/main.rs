@@ -7,6 +7,7 @@
 mod bed;
 mod commands;
 mod crash;
+mod cron;
 mod disks;
 mod faults;
 mod fleet;

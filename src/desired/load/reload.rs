@@ -64,20 +64,22 @@ impl Loader {
         self.young.clear();
         let unsettled = Unsettled::new(&canonical, unsettled, false);
         let (mut rewritten, mut images) = (Vec::new(), BTreeSet::new());
-        let mut are_apart = false;
         for (path, content) in found {
-            let before = self.files.get(&path).map(|cached| cached.parsed.clone());
+            let was = self.files.get(&path).map(|cached| cached.parsed.clone());
             let changed = self.read_again(path.clone(), content, &unsettled, &mut images);
-            let after = self.files.get(&path).map(|cached| &cached.parsed);
-            // Which hosts there are says of every VM where it belongs.
+            let is = self.files.get(&path).map(|cached| &cached.parsed);
+            // Which hosts there are, and whether that can be told, says of every VM where it belongs.
             let hosts = |parsed: Option<&Parsed>| parsed.is_some_and(Parsed::lists_hosts);
-            if (hosts(before.as_ref()) || hosts(after)) && before.as_ref() != after {
+            let hides = |parsed: Option<&Parsed>| parsed.and_then(|parsed| parsed.hidden.clone());
+            let selects = |parsed: Option<&Parsed>| parsed.is_some_and(Parsed::has_selectors);
+            let (was, is) = (was.as_ref(), is);
+            let is_of_all = hosts(was) || hosts(is) || (selects(is) && !self.is_shared);
+            if was != is && (is_of_all || (self.is_shared && hides(was) != hides(is))) {
                 return Reload::ListAll;
             }
-            are_apart |= before.as_ref().is_some_and(Parsed::has_selectors) || after.is_some_and(Parsed::has_selectors);
             rewritten.extend(changed);
         }
-        if are_apart {
+        if self.is_shared {
             self.see_elsewhere();
         }
         if self.totals.aliases > 0 {
