@@ -180,9 +180,18 @@ pub enum Synced {
     /// The commit in force is what is to be followed.
     UpToDate,
     /// Another commit is in force now.
-    Applied(AppliedCommit),
+    Applied(Box<Taken>),
     /// Nothing was asked: it is suspended, or a person went back to an earlier commit.
     Held(&'static str),
+}
+
+/// A commit that has just been put in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Which, as it is remembered.
+    pub commit: AppliedCommit,
+    /// What it declares.
+    pub desired: Desired,
 }
 
 /// Why the last good commit stays in force.
@@ -298,6 +307,26 @@ fn counted(problems: usize) -> String {
 }
 
 impl SyncError {
+    /// Whether it is about a commit that was fetched.
+    pub fn is_of_commit(&self) -> bool {
+        match self {
+            Self::ForcePushed { .. }
+            | Self::Unsigned { .. }
+            | Self::TreeRefused { .. }
+            | Self::Broken { .. }
+            | Self::HostUnclear { .. }
+            | Self::Empty { .. } => true,
+            Self::NoGit { .. }
+            | Self::Git { .. }
+            | Self::TimedOut { .. }
+            | Self::UnknownCommit(_)
+            | Self::State { .. }
+            | Self::Record(_)
+            | Self::Flawed { .. }
+            | Self::RolledBack => false,
+        }
+    }
+
     /// In one word, for programs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -416,8 +445,8 @@ impl<'a> Syncer<'a> {
         let followed = self.follow(&record);
         record.tried_at = Some(now);
         match &followed {
-            Ok(Some(commit)) => {
-                record.apply(commit.clone());
+            Ok(Some(taken)) => {
+                record.apply(taken.commit.clone());
                 record.failure = None;
             }
             Ok(None) => record.failure = None,
@@ -428,7 +457,22 @@ impl<'a> Syncer<'a> {
         if is_news {
             self.write(&record)?;
         }
-        Ok(followed?.map_or(Synced::UpToDate, Synced::Applied))
+        Ok(followed?.map_or(Synced::UpToDate, |taken| Synced::Applied(Box::new(taken))))
+    }
+
+    /// Sees to the repository here after a sync that brought something: nobody has to wait for that. That it fails is no reason to
+    /// follow nothing.
+    pub fn tidy(&self) {
+        let tidied = || {
+            // First of all, since what is in force must not be collected; nothing is but here.
+            if let Some(applied) = self.record()?.applied {
+                self.git.ask(&["update-ref", APPLIED, &applied.commit])?;
+            }
+            self.git.ask(&["maintenance", "run", "--auto", "--quiet"])
+        };
+        if let Err(error) = tidied() {
+            tracing::warn!(source = %self.name, "tidying up its repository: {}", error.one_line());
+        }
     }
 
     /// Puts a commit in force that was before, and stays there: the last one, or the one whose id begins so.
@@ -483,35 +527,41 @@ impl<'a> Syncer<'a> {
     }
 
     /// The commit to be put in force, if it is another one.
-    fn follow(&self, record: &SyncState) -> Result<Option<AppliedCommit>, SyncError> {
-        self.prepare()?;
-        self.fetch()?;
-        let commit = self.git.line(&["rev-parse", "--verify", "--end-of-options", &format!("{SEEN}^{{commit}}")])?;
+    fn follow(&self, record: &SyncState) -> Result<Option<Taken>, SyncError> {
+        self.sweep()?;
+        if let Err(error) = self.fetch() {
+            if !self.prepare()? {
+                return Err(error);
+            }
+            self.fetch()?;
+        }
+        let Seen { commit, parents } = self.seen()?;
         let in_force = record.applied.as_ref().map(|applied| applied.commit.as_str());
-        if in_force == Some(&commit) && record.applied.as_ref().is_some_and(|applied| applied.path == self.source.path)
+        if in_force == Some(&commit.commit)
+            && record.applied.as_ref().is_some_and(|applied| applied.path == commit.path)
         {
             return Ok(None);
         }
+        let id = commit.commit.as_str();
         if let (Some(from), Reference::Branch(branch), false) =
             (in_force, &self.source.reference, self.source.follow_force_push)
-            && !self.comes_after(from, &commit)?
+            && !parents.iter().any(|parent| parent == from)
+            && !self.comes_after(from, id)?
         {
-            return Err(SyncError::ForcePushed { branch: branch.clone(), from: from.to_owned(), to: commit });
+            return Err(SyncError::ForcePushed { branch: branch.clone(), from: from.to_owned(), to: id.to_owned() });
         }
-        self.verify(&commit)?;
-        self.judge(&commit, &self.source.path)?;
-        // Before it is in force: what is in force must not be collected.
-        self.git.ask(&["update-ref", APPLIED, &commit])?;
-        self.describe(commit).map(Some)
+        self.verify(id)?;
+        let desired = self.judge(id, &commit.path)?;
+        Ok(Some(Taken { commit, desired }))
     }
 
-    /// Makes the repository, if there is none or the one that there is is broken.
-    fn prepare(&self) -> Result<(), SyncError> {
+    /// Makes the repository, if there is none or the one that there is is broken. Whether it did.
+    fn prepare(&self) -> Result<bool, SyncError> {
         let path = &self.git.repository;
         let state = |source| SyncError::State { path: path.clone(), source };
         self.host.make_folder(&self.folder).map_err(state)?;
         match self.git.ask(&["rev-parse", "--git-dir"]) {
-            Ok(_) => return self.sweep(),
+            Ok(_) => return Ok(false),
             // Anything else may be wrong with git, or with its settings.
             Err(SyncError::Git { said, .. }) if said.contains("not a git repository") => {}
             Err(error) => return Err(error),
@@ -520,7 +570,8 @@ impl<'a> Syncer<'a> {
             self.renew()?;
         }
         self.host.make_folder(path).map_err(state)?;
-        self.git.ask(&["init", "--quiet", "--bare", "--template=", "--initial-branch=none"]).map(drop)
+        self.git.ask(&["init", "--quiet", "--bare", "--template=", "--initial-branch=none"])?;
+        Ok(true)
     }
 
     /// Moves the repository here out of the way: the next sync fetches everything anew.
@@ -576,11 +627,21 @@ impl<'a> Syncer<'a> {
             let _ = self.sweep();
             return Err(error);
         }
-        // By itself, so that a fetch is not out of time for it; that it fails is no reason to follow nothing.
-        if let Err(error) = self.git.ask(&["maintenance", "run", "--auto", "--quiet"]) {
-            tracing::warn!(source = %self.name, "tidying up its repository: {}", error.one_line());
-        }
         Ok(())
+    }
+
+    /// The commit that the last fetch brought.
+    fn seen(&self) -> Result<Seen, SyncError> {
+        let format = "--format=%H%n%P%n%an <%ae>%n%s%n%cI";
+        let text =
+            self.git.line(&["log", "-1", "--no-color", format, "--end-of-options", &format!("{SEEN}^{{commit}}")])?;
+        let mut lines = text.lines().map(str::to_owned);
+        let mut line = || lines.next().unwrap_or_default();
+        let (id, parents) = (line(), line().split_ascii_whitespace().map(str::to_owned).collect());
+        let mut clean = || line().chars().filter(|c| !c.is_control()).take(200).collect();
+        let (author, subject, committed_at) = (clean(), clean(), clean());
+        let (path, applied_at) = (self.source.path.clone(), self.host.now().wall);
+        Ok(Seen { commit: AppliedCommit { commit: id, author, subject, committed_at, path, applied_at }, parents })
     }
 
     /// Whether the history of `to` has `from` in it.
@@ -626,7 +687,8 @@ impl<'a> Syncer<'a> {
 
     /// Whether every manifest of a commit is sound: one that is not would keep its VM as it is and let the others change, and
     /// what was changed together is to be taken up together.
-    fn judge(&self, commit: &str, path: &Path) -> Result<(), SyncError> {
+    /// Gives what they declare.
+    fn judge(&self, commit: &str, path: &Path) -> Result<Desired, SyncError> {
         let read = load_files(self.name, self.here, tree::manifests(&self.git, commit, path)?);
         let commit = commit.to_owned();
         if let Some(why) = read.gap {
@@ -648,19 +710,15 @@ impl<'a> Syncer<'a> {
         if state.is_none_or(|state| state.empty) {
             return Err(SyncError::Empty { commit });
         }
-        Ok(())
+        Ok(read.desired)
     }
+}
 
-    fn describe(&self, commit: String) -> Result<AppliedCommit, SyncError> {
-        let format = "--format=%an <%ae>%n%s%n%cI";
-        let text = self.git.line(&["log", "-1", "--no-color", format, "--end-of-options", &commit])?;
-        let clean =
-            |line: Option<&str>| line.unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
-        let mut lines = text.lines();
-        let (author, subject, committed_at) = (clean(lines.next()), clean(lines.next()), clean(lines.next()));
-        let (path, applied_at) = (self.source.path.clone(), self.host.now().wall);
-        Ok(AppliedCommit { commit, author, subject, committed_at, path, applied_at })
-    }
+/// A commit that is here, and may be put in force.
+struct Seen {
+    commit: AppliedCommit,
+    /// The commits that it was made from.
+    parents: Vec<String>,
 }
 
 fn incomplete(name: &SourceName, why: String) -> Desired {

@@ -112,8 +112,9 @@ impl Bed {
         }
         let commit = self.commit("good");
         let source = self.source();
-        let Synced::Applied(applied) = self.syncer(&source).sync().unwrap() else { panic!("nothing new") };
-        assert_eq!(applied.commit, commit);
+        let Synced::Applied(taken) = self.syncer(&source).sync().unwrap() else { panic!("nothing new") };
+        assert_eq!(taken.commit.commit, commit);
+        assert_eq!(taken.desired, self.syncer(&source).in_force());
         commit
     }
 
@@ -162,7 +163,9 @@ fn a_branch_is_followed_and_its_manifests_are_in_force_as_a_whole() {
     bed.write("deep/down/cache.yml", &vm("cache"));
     std::fs::remove_file(bed.origin().join("db.yaml")).unwrap();
     let commit = bed.commit("one goes, one comes");
-    let Synced::Applied(applied) = bed.syncer(&source).sync().unwrap() else { panic!() };
+    let Synced::Applied(taken) = bed.syncer(&source).sync().unwrap() else { panic!() };
+    assert_eq!(taken.desired, bed.syncer(&source).in_force());
+    let applied = taken.commit;
     assert_eq!((applied.commit.as_str(), applied.author.as_str()), (commit.as_str(), "Ann <ann@example.org>"));
     assert_eq!(applied.subject, "one goes, one comes");
     assert_eq!(declared(&bed.syncer(&source).in_force()), ["cache", "web"]);
@@ -197,11 +200,11 @@ fn tags_and_commits_are_followed_too() {
     bed.commit("later");
     bed.recovers(&["db", "web"]);
     let tag = GitSource { reference: Reference::Tag("v1".into()), ..bed.source() };
-    assert!(matches!(bed.syncer(&tag).sync().unwrap(), Synced::Applied(applied) if applied.commit == first));
+    assert!(matches!(bed.syncer(&tag).sync().unwrap(), Synced::Applied(taken) if taken.commit.commit == first));
     assert_eq!(declared(&bed.syncer(&tag).in_force()), ["web"]);
     let second = bed.git(&["rev-parse", "main"]);
     let commit = GitSource { reference: Reference::Commit(second.clone()), ..bed.source() };
-    assert!(matches!(bed.syncer(&commit).sync().unwrap(), Synced::Applied(applied) if applied.commit == second));
+    assert!(matches!(bed.syncer(&commit).sync().unwrap(), Synced::Applied(taken) if taken.commit.commit == second));
 }
 
 #[test]
@@ -548,6 +551,23 @@ fn a_sync_that_is_killed_anywhere_leaves_one_of_both_commits_in_force_and_the_ne
         assert_eq!(bed.syncer(&source).record().unwrap().applied.unwrap().commit, commit);
     }
     assert!(killed > 10, "{killed} of 30 were killed at work");
+}
+
+#[test]
+fn what_is_in_force_is_not_collected_however_the_branch_was_rewritten() {
+    let bed = Bed::new();
+    bed.followed(&["web"]);
+    let source = bed.source();
+    bed.git(&["checkout", "--quiet", "--orphan", "fresh"]);
+    bed.commit("from nothing");
+    bed.git(&["branch", "-M", "fresh", "main"]);
+    bed.stays(&source, "ForcePushed");
+    bed.syncer(&source).tidy();
+    let collect = ["gc", "--quiet", "--prune=now"];
+    let done = bed.command().arg("--git-dir").arg(bed.kept().join("repository.git")).args(collect).status().unwrap();
+    assert!(done.success());
+    let desired = bed.syncer(&source).in_force();
+    assert!(desired.sources[&bed.name].is_complete() && declared(&desired) == ["web"], "{desired:?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::config::SourceKind;
 use crate::control::{Reply, Request};
 use crate::desired::sources::Number;
 use crate::desired::{Desired, SourceName};
-use crate::sync::Synced;
+use crate::sync::{SyncError, Synced, Taken};
 
 /// What is under way, and what comes next.
 pub(super) struct Syncs {
@@ -27,6 +27,8 @@ pub(super) struct Syncs {
     whole: BTreeSet<Number>,
     /// Those that are to be asked once more when the sync under way has ended: whoever asks wants to know what is there now.
     again: BTreeSet<Number>,
+    /// Those whose repository is to be tidied up when nobody waits for anything else of them.
+    untidy: BTreeSet<Number>,
     /// What was said of each the last time that it failed, so that it is said once.
     said: BTreeMap<Number, String>,
     jobs: JoinSet<Ended>,
@@ -42,10 +44,22 @@ pub(super) struct Ended {
     told: Result<String, String>,
     /// Who asked for just this.
     reply: Option<oneshot::Sender<Reply>>,
-    /// Whether it was a sync, for which others may wait too.
-    is_sync: bool,
+    job: Job,
     /// Whether another commit is in force.
     is_news: bool,
+    /// Whether something came that is to be tidied up after.
+    is_untidy: bool,
+}
+
+/// What a job was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    /// A sync, for which many may wait.
+    Sync,
+    /// Going back, or forward again.
+    RollBack,
+    /// Tidying up, for which nobody waits.
+    Tidy,
 }
 
 impl Syncs {
@@ -60,6 +74,7 @@ impl Syncs {
             queued: BTreeMap::new(),
             whole: BTreeSet::new(),
             again: BTreeSet::new(),
+            untidy: BTreeSet::new(),
             said: BTreeMap::new(),
             jobs: JoinSet::new(),
             working: BTreeSet::new(),
@@ -130,11 +145,12 @@ impl Syncs {
         if ended.desired.as_ref().is_some_and(Desired::is_complete) {
             self.whole.insert(ended.source);
         }
-        if let Some((request, reply)) = self.queued.get_mut(&ended.source).and_then(VecDeque::pop_front) {
-            self.begin_roll_back(ended.source, request, reply);
+        if ended.is_untidy {
+            self.untidy.insert(ended.source);
         }
         let waits = self.again.remove(&ended.source);
-        if ended.is_sync {
+        self.go_on(ended.source, waits);
+        if ended.job == Job::Sync {
             let interval = self.stead.git_source(ended.source).map(|(_, git)| git.interval).unwrap_or_default();
             let wait = if waits { std::time::Duration::ZERO } else { jittered(interval, seed) };
             self.next.insert(ended.source, Instant::now() + wait);
@@ -145,6 +161,9 @@ impl Syncs {
             }
         } else if waits {
             self.next.insert(ended.source, Instant::now());
+        }
+        if ended.job == Job::Tidy {
+            return None;
         }
         match &ended.told {
             Ok(what) if ended.is_news => tracing::info!(source = name, "{what}"),
@@ -181,6 +200,17 @@ impl Syncs {
         }
     }
 
+    /// Begins with what is to be done with a source whose job has ended, unless it `is_due` to be asked.
+    fn go_on(&mut self, number: Number, is_due: bool) {
+        if let Some((request, reply)) = self.queued.get_mut(&number).and_then(VecDeque::pop_front) {
+            self.begin_roll_back(number, request, reply);
+        } else if !is_due && self.untidy.remove(&number) {
+            self.working.insert(number);
+            let stead = self.stead.clone();
+            begin(&mut self.jobs, &*self.stead.host, move || tidy(&stead, number));
+        }
+    }
+
     fn begin_roll_back(&mut self, number: Number, request: Request, reply: oneshot::Sender<Reply>) {
         self.working.insert(number);
         let stead = self.stead.clone();
@@ -199,6 +229,9 @@ pub(super) fn carry_out(stead: &Stead, request: &Request) -> Reply {
         Request::Sync { .. } => sync(stead, number, true),
         _ => roll_back(stead, number, request),
     };
+    if ended.is_untidy {
+        tidy(stead, number);
+    }
     answer(&stead.settings.sources[number].name.0, &ended.told)
 }
 
@@ -224,7 +257,7 @@ fn answer(source: &str, told: &Result<String, String>) -> Reply {
 /// Follows a source. Unless what is in force of it `is_whole`, it is read again also if nothing is new: what kept it from being
 /// read may be over, and a repository that cannot be read is fetched anew.
 fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
-    let Some(syncer) = stead.syncer(source) else { return nothing(source) };
+    let Some(syncer) = stead.syncer(source) else { return ended(source, Job::Sync, no_source()) };
     let mut came_of_it = syncer.sync();
     if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole {
         came_of_it = match syncer.read_in_force() {
@@ -232,22 +265,32 @@ fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
             Err(_) => syncer.renew().and_then(|()| syncer.sync()),
         };
     }
-    let (told, desired, is_news) = match came_of_it {
-        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(|| syncer.in_force()), false),
-        Ok(Synced::Held(why)) => (Ok(why.to_owned()), (!is_whole).then(|| syncer.in_force()), false),
-        Ok(Synced::Applied(commit)) => {
-            let what = format!("applied {:.12} by {}: {}", commit.commit, commit.author, commit.subject);
-            (Ok(what), Some(syncer.in_force()), true)
+    let is_news = matches!(came_of_it, Ok(Synced::Applied(_)));
+    let is_untidy = is_news || came_of_it.as_ref().is_err_and(SyncError::is_of_commit);
+    let (told, desired) = match came_of_it {
+        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(|| syncer.in_force())),
+        Ok(Synced::Held(why)) => (Ok(why.to_owned()), (!is_whole).then(|| syncer.in_force())),
+        Ok(Synced::Applied(taken)) => {
+            let Taken { commit, desired } = *taken;
+            (Ok(format!("applied {:.12} by {}: {}", commit.commit, commit.author, commit.subject)), Some(desired))
         }
         // One that was never synced says why.
-        Err(error) => (Err(error.one_line()), Some(syncer.in_force()), false),
+        Err(error) => (Err(error.one_line()), Some(syncer.in_force())),
     };
-    Ended { source, desired, told, reply: None, is_sync: true, is_news }
+    Ended { desired, is_news, is_untidy, ..ended(source, Job::Sync, told) }
+}
+
+/// Tidies up the repository of a source.
+fn tidy(stead: &Stead, source: Number) -> Ended {
+    if let Some(syncer) = stead.syncer(source) {
+        syncer.tidy();
+    }
+    ended(source, Job::Tidy, Ok(String::new()))
 }
 
 fn roll_back(stead: &Stead, source: Number, request: &Request) -> Ended {
     let (Some(syncer), Request::RollBack { commit, release, .. }) = (stead.syncer(source), request) else {
-        return nothing(source);
+        return ended(source, Job::RollBack, no_source());
     };
     let told = if *release {
         let what = |was_pinned| {
@@ -264,10 +307,14 @@ fn roll_back(stead: &Stead, source: Number, request: &Request) -> Ended {
     };
     let told = told.map_err(|error| error.one_line());
     let is_news = told.is_ok();
-    Ended { source, desired: is_news.then(|| syncer.in_force()), told, reply: None, is_sync: false, is_news }
+    Ended { desired: is_news.then(|| syncer.in_force()), is_news, ..ended(source, Job::RollBack, told) }
 }
 
-fn nothing(source: Number) -> Ended {
-    let told = Err("it is no git source".to_owned());
-    Ended { source, desired: None, told, reply: None, is_sync: false, is_news: false }
+/// A job after which all is as it was.
+fn ended(source: Number, job: Job, told: Result<String, String>) -> Ended {
+    Ended { source, desired: None, told, reply: None, job, is_news: false, is_untidy: false }
+}
+
+fn no_source() -> Result<String, String> {
+    Err("it is no git source".to_owned())
 }

@@ -23,21 +23,27 @@ struct Entry {
 pub(super) fn manifests(git: &Git<'_>, commit: &str, path: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, SyncError> {
     let refused = |why: String| SyncError::TreeRefused { commit: commit.to_owned(), why };
     let tree = format!("{commit}:{}", path.display());
-    // Not told from one that git cannot read: neither is there to be followed.
-    let kind = match git.line(&["cat-file", "-t", &tree]) {
-        Err(error) if !matches!(error, SyncError::Git { .. }) => return Err(error),
-        kind => kind.unwrap_or_default(),
+    let listing = match git.ask(&["ls-tree", "-r", "-z", "-l", "--full-tree", &tree]) {
+        // Not told from one that git cannot read: neither is there to be followed.
+        Err(SyncError::Git { .. }) if !is_tree(git, &tree)? => {
+            return Err(refused(format!("there is no folder {:?} in it", path.display().to_string())));
+        }
+        listing => listing?,
     };
-    if kind != "tree" {
-        return Err(refused(format!("there is no folder {:?} in it", path.display().to_string())));
-    }
-    let entries = entries(&git.ask(&["ls-tree", "-r", "-z", "-l", "--full-tree", &tree])?);
-    let entries = entries.map_err(refused)?;
+    let entries = entries(&listing).map_err(refused)?;
     let objects: String = entries.iter().map(|entry| format!("{}\n", entry.object)).collect();
     let contents = git.tell(&["cat-file", "--batch"], objects.as_bytes())?;
     let contents = contents_of(&contents, entries.len());
     let contents = contents.ok_or_else(|| refused("its manifests cannot be read".to_owned()))?;
     Ok(entries.into_iter().map(|entry| entry.path).zip(contents.into_iter().map(<[u8]>::to_vec)).collect())
+}
+
+/// Whether there is such a tree.
+fn is_tree(git: &Git<'_>, tree: &str) -> Result<bool, SyncError> {
+    match git.line(&["cat-file", "-t", tree]) {
+        Err(SyncError::Git { .. }) => Ok(false),
+        kind => Ok(kind? == "tree"),
+    }
 }
 
 /// The manifests that `git ls-tree -r -z -l` lists: `MODE TYPE OBJECT SIZE<tab>PATH<nul>` each.

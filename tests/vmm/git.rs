@@ -1,10 +1,13 @@
 //! VMs whose manifests come from a git repository, with a daemon and with cron.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use crate::bed::{Host, Vmm, manifest};
 
@@ -52,9 +55,15 @@ impl Followed {
     }
 
     fn git(&self, arguments: &[&str]) {
+        self.output(arguments);
+    }
+
+    /// What git prints.
+    fn output(&self, arguments: &[&str]) -> String {
         let who = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"];
         let done = Command::new("git").args(who).args(arguments).current_dir(self.repository()).output().unwrap();
         assert!(done.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
     }
 
     /// A commit in which this file says that, or is gone.
@@ -231,6 +240,15 @@ impl Hooked {
         self.followed.host.root.path()
     }
 
+    /// What the hook does, by hand; gives the answer's status.
+    fn post(&self, token: &str) -> String {
+        let mut client = UnixStream::connect(self.root().join("push.sock")).unwrap();
+        write!(client, "POST /sync/fleet HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
+
     /// A commit that is pushed to the server; gives what the pusher is told.
     fn push(&self, file: &str, said: Option<&str>) -> String {
         self.followed.push(file, said);
@@ -256,6 +274,8 @@ fn a_push_wakes_a_stead_that_would_ask_in_an_hour_through_its_socket() {
     let told = hooked.push("web.yaml", None);
     assert!(told.contains("401"), "{told}");
     assert!(hooked.followed.host.log().contains("its token is wrong"));
+    assert!((0..100).all(|_| hooked.post("one-of-somebody-else") == "401"));
+    assert_eq!(hooked.followed.host.log().matches("was refused").count(), 1, "{}", hooked.followed.host.log());
     assert!(!hooked.followed.host.log().contains(TOKEN));
     assert_eq!(hooked.followed.host.life("web"), Some(life.clone()));
     fs::write(&hooked.header, format!("Authorization: Bearer {TOKEN}\n")).unwrap();
@@ -397,4 +417,54 @@ fn a_daemon_whose_repository_cannot_be_asked_or_read_when_it_starts_keeps_all_vm
     followed.push("web.yaml", None);
     followed.host.gone("web", &life);
     assert_eq!(followed.host.stop_daemon(), Some(0));
+}
+
+/// How long it takes from a hook's request until the commit that was pushed is in force, beside the least that any program could
+/// do to have its files: `git fetch` and `git checkout`. In pairs, so that what else the machine does meets both alike.
+///
+/// `STEAD_PUSHES=n` makes so many, and holds the ratio of the medians against a bound; else it is seen that it can be taken.
+#[test]
+fn a_push_is_in_force_soon() {
+    let pairs: usize = std::env::var("STEAD_PUSHES").ok().map_or(2, |pairs| pairs.parse().unwrap());
+    let hooked = Hooked::new("unix:{root}/push.sock");
+    let record = hooked.followed.host.state().join("sources/fleet/sync.json");
+    let clone = hooked.root().join("clone");
+    hooked.followed.git(&["clone", "--quiet", hooked.root().join("bare").to_str().unwrap(), clone.to_str().unwrap()]);
+    let own = |arguments: &[&str]| {
+        assert!(Command::new("git").args(arguments).current_dir(&clone).status().unwrap().success());
+    };
+    let (mut ours, mut least) = (Vec::new(), Vec::new());
+    for number in 0..pairs {
+        let text = manifest("stays", Vmm::Firecracker).replace("spec:", "spec:\n  powerState: Stopped");
+        hooked.push("stays.yaml", Some(&format!("# {number}\n{text}")));
+        let commit = hooked.followed.output(&["rev-parse", "HEAD"]);
+        let mut fetched = || {
+            let begin = Instant::now();
+            own(&["fetch", "--quiet", "origin", "main"]);
+            own(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]);
+            least.push(begin.elapsed());
+        };
+        let mut in_force = || {
+            let begin = Instant::now();
+            assert_eq!(hooked.post(TOKEN), "202");
+            crate::bed::wait("it is in force", || fs::read_to_string(&record).ok()?.contains(&commit).then_some(()));
+            ours.push(begin.elapsed());
+            // What it does behind that is through, too.
+            assert!(hooked.followed.sync().status.success());
+        };
+        if number % 2 == 0 {
+            fetched();
+            in_force();
+        } else {
+            in_force();
+            fetched();
+        }
+    }
+    let median = |mut all: Vec<Duration>| {
+        all.sort_unstable();
+        all[all.len() / 2].as_secs_f64() * 1000.0
+    };
+    let (ours, least) = (median(ours), median(least));
+    println!("in force after {ours:.1} ms, git fetch and checkout {least:.1} ms: {:.2} times", ours / least);
+    assert!(pairs < 15 || ours < 2.5 * least, "{ours:.1} ms and {least:.1} ms");
 }
