@@ -11,6 +11,8 @@ use crate::host::{HostOps, ProgramRequest};
 const OUTPUT_MAX: u64 = 256 << 20;
 /// How long a command may take that asks the repository here.
 const LOCAL_BOUND: Duration = Duration::from_secs(60);
+/// What git says when it would write a larger file than it may: EFBIG.
+const TOO_LARGE: &str = "File too large";
 /// What of our environment git needs: credentials by git's own means, ssh's agent, proxies, certificates, keyrings.
 const KEPT: &[&str] = &[
     "HOME",
@@ -63,7 +65,13 @@ impl<'a> Git<'a> {
 
     /// Runs a command that may talk to the server, and takes as long as the user lets it.
     pub(super) fn talk(&self, arguments: &[&str]) -> Result<Vec<u8>, SyncError> {
-        self.run(arguments, &[], self.source.timeout, self.source.size_max)
+        self.run(arguments, &[], self.source.timeout, self.source.size_max).map_err(|error| match error {
+            SyncError::Git { what, said, code } if said.contains(TOO_LARGE) => {
+                let why = format!("a file of it would be larger than maxSize, {} bytes", self.source.size_max);
+                SyncError::Git { what, said: format!("{why}: {said}"), code }
+            }
+            error => error,
+        })
     }
 
     fn run(&self, arguments: &[&str], input: &[u8], bound: Duration, file_max: u64) -> Result<Vec<u8>, SyncError> {

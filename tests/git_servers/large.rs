@@ -25,6 +25,31 @@ fn a_disk_that_is_full_in_the_middle_of_a_fetch_leaves_room_for_what_comes_after
     });
 }
 
+#[test]
+fn a_repository_that_is_larger_than_it_may_be_is_said_to_be() {
+    on_its_own_host(|bed| {
+        let _server = git_daemon(bed, 9418);
+        bed.follow(&format!("git://{NAME}/fleet.git"), ", maxSize: 1Mi");
+        bed.follows(&bed.push("web"));
+        fs::write(bed.work().join("noise"), noise(2 << 20)).unwrap();
+        let commit = bed.push_all("an image");
+        bed.stays_since("FetchFailed", "larger than maxSize, 1048576 bytes");
+        assert_eq!(bed.left_behind(), [""; 0]);
+        // By one object, as above, or by a pack of many.
+        for number in 0..150 {
+            fs::write(bed.work().join(number.to_string()), noise(10 << 10)).unwrap();
+        }
+        bed.git(&["rm", "--quiet", "--cached", "noise"]);
+        fs::remove_file(bed.work().join("noise")).unwrap();
+        bed.push_all("many files");
+        bed.stays_since("FetchFailed", "larger than maxSize, 1048576 bytes");
+        assert_eq!(bed.left_behind(), [""; 0]);
+        bed.git(&["reset", "--quiet", "--hard", &commit]);
+        bed.follow(&format!("git://{NAME}/fleet.git"), "");
+        bed.follows(&bed.push("db"));
+    });
+}
+
 /// A commit more, with a file of so many zeros, which take no room in a repository; gives the commit.
 fn push_zeros(bed: &Bed, file: &str, length: u64) -> String {
     fs::File::create(bed.work().join(file)).unwrap().set_len(length).unwrap();

@@ -37,6 +37,9 @@ pub(super) fn run(request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
     let prepare = move || {
         // Before its exec: whatever it starts inherits it.
         setrlimit(Resource::Fsize, limit)?;
+        // Who hits the limit is told so, and tidies up and says it, instead of being killed on the spot (setrlimit(2)).
+        // SAFETY: a plain system call.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         hang_on(line)
     };
     // SAFETY: `prepare` makes plain system calls and allocates nothing; the number of the pipe is open in the child.
