@@ -23,8 +23,7 @@ pub(super) fn run(request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
     let (mut input, mut output, mut errors) = (memory("input")?, memory("output")?, memory("errors")?);
     input.write_all(request.input)?;
     input.rewind()?;
-    // By its whole path: one that is looked for in the PATH of its own environment is forked, which copies our memory's tables;
-    // this way it shares them until its exec.
+    // Found by our own PATH, and not by that of its environment.
     let program = facts::find(request.program);
     #[expect(clippy::disallowed_methods, reason = "this is the room that runs programs")]
     let mut command = Command::new(program.as_deref().unwrap_or(request.program));
