@@ -152,7 +152,9 @@ impl Environment {
     /// What this host is, by this configuration.
     pub fn host(&self, configured: &Configured) -> HostIdentity {
         let name = configured.host_name.clone().unwrap_or_else(|| self.hostname.clone());
-        HostIdentity::new(name, configured.host_labels.clone(), self.machine_id.clone(), self.arch.clone())
+        let labels = configured.host_labels.clone();
+        let here = HostIdentity::new(name, labels, self.machine_id.clone(), self.arch.clone());
+        HostIdentity { is_configured: configured.host_name.is_some(), ..here }
     }
 
     /// Where manifests are read when nobody says otherwise.

@@ -6,6 +6,7 @@
 pub mod agenda;
 mod collect;
 mod engine;
+mod host_name;
 mod passes;
 mod requests;
 mod starts;

@@ -139,7 +139,7 @@ impl Context {
         let settings = self.settings()?;
         let layout = open_state(&settings, Access::Reader)?;
         let host = parts::host(&settings)?;
-        Ok(Stead { settings, layout, host })
+        Ok(Stead { settings, layout, host }.knowing_its_host(false))
     }
 
     /// The state and its host, to act on. From now on until this process ends, `command` is the only one to do so.
@@ -151,7 +151,7 @@ impl Context {
         // Not given back when the command returns: a call to the host that hangs may still be under way then, on a thread of
         // its own that nobody waits for. The kernel gives it back with the last thread.
         std::mem::forget(lock);
-        Ok(Stead { settings, layout, host })
+        Ok(Stead { settings, layout, host }.knowing_its_host(true))
     }
 }
 

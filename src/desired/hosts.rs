@@ -55,6 +55,10 @@ pub struct HostIdentity {
     pub name: String,
     /// Its labels: those of the configuration, and stead's own.
     pub labels: Labels,
+    /// Whether its user gave it its name, in the configuration.
+    pub is_configured: bool,
+    /// Why it cannot be told whether that is its name, if so.
+    pub unclear: Option<String>,
 }
 
 impl HostIdentity {
@@ -63,7 +67,7 @@ impl HostIdentity {
         let own = [(HOSTNAME_LABEL, Some(name.clone())), (MACHINE_ID_LABEL, machine_id), (ARCH_LABEL, Some(arch))];
         let own = own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let labels = labels.into_iter().chain(own).collect();
-        Self { name, labels }
+        Self { name, labels, is_configured: false, unclear: None }
     }
 }
 
@@ -202,6 +206,11 @@ impl Viewpoint {
         Some(format!("host {} is listed with {key}={value}, and this host of that name has {key}={own}", host.name))
     }
 
+    /// Why it cannot be told whether this host is the one that it is called, if so.
+    pub fn renamed(&self) -> Option<&String> {
+        self.here.as_ref()?.unclear.as_ref()
+    }
+
     /// Why it cannot be told which VMs are for this host, if so.
     pub fn gap(&self) -> Option<String> {
         let here = self.here.as_ref()?;
@@ -218,7 +227,8 @@ impl Viewpoint {
     /// The same from each of the hosts that are listed.
     pub fn each(&self) -> Vec<Self> {
         let of = |host: &Host| {
-            let here = HostIdentity { name: host.name.clone(), labels: host.labels.clone() };
+            let (name, labels) = (host.name.clone(), host.labels.clone());
+            let here = HostIdentity { name, labels, ..HostIdentity::default() };
             Self { here: Some(Arc::new(here)), ..self.clone() }
         };
         self.listed.iter().map(of).collect()

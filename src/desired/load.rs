@@ -225,7 +225,7 @@ impl Loader {
         self.is_shared = !listed.is_empty() || broken.is_some() || parsed().any(Parsed::has_selectors);
         // What cannot be read may list another host.
         let hidden = self.listed.hidden.iter().chain(self.totals.hiding.values()).next();
-        let unclear = broken.or_else(|| hidden.filter(|_| self.is_shared).cloned());
+        let unclear = broken.or_else(|| self.view.renamed().or(hidden).filter(|_| self.is_shared).cloned());
         self.view.list(listed, unclear);
         self.see_elsewhere();
     }

@@ -55,6 +55,11 @@ impl Layout {
         self.state_dir.join("gates.json")
     }
 
+    /// STATE/host.json: what this host is called.
+    pub fn host(&self) -> PathBuf {
+        self.state_dir.join("host.json")
+    }
+
     /// STATE/trash: disks of pruned VMs.
     pub fn trash(&self) -> PathBuf {
         self.state_dir.join("trash")

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::fields::WithUnknown;
-use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, Ledger, OrphanState, SyncState};
+use super::{DiskRecord, FORMAT_VERSION, GateState, Handles, HostState, Ledger, OrphanState, SyncState};
 use crate::names::{VmName, VmUid};
 
 /// Why a state file's content cannot be trusted. Such a file is set aside, never deleted and never obeyed.
@@ -66,6 +66,11 @@ pub fn parse_disk_record(bytes: &[u8], name: &VmName, uid: VmUid, disk: &VmName)
 /// Reads gates.json.
 pub fn parse_gates(bytes: &[u8]) -> Result<GateState, Flaw> {
     parse(bytes).map(|WithUnknown(gates, _)| gates)
+}
+
+/// Reads host.json.
+pub fn parse_host(bytes: &[u8]) -> Result<HostState, Flaw> {
+    parse(bytes).map(|WithUnknown(host, _)| host)
 }
 
 /// Reads orphans.json.

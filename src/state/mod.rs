@@ -7,15 +7,19 @@ mod fields;
 mod files;
 mod gates;
 mod handles;
+mod host;
 mod ledger;
 mod orphans;
 mod sync;
 
 pub use disks::DiskRecord;
 pub use fields::own_fields;
-pub use files::{Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_ledger, parse_orphans, parse_sync};
+pub use files::{
+    Flaw, encode, parse_disk_record, parse_gates, parse_handles, parse_host, parse_ledger, parse_orphans, parse_sync,
+};
 pub use gates::{Approval, Deletion, GateState};
 pub use handles::{Blocked, DmHandle, Handles, LoopHandle, Phase, Stopping, TapHandle};
+pub use host::HostState;
 pub use ledger::{Accepted, Backoff, Booted, ExitRecord, ExitStatus, Ledger};
 pub use orphans::OrphanState;
 pub use sync::{AppliedCommit, SyncFailure, SyncState};

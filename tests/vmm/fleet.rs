@@ -191,3 +191,29 @@ fn a_repository_for_three_hosts_has_each_vm_on_one_of_them() {
     assert_eq!(fleet.hosts[1].life("db"), Some(db));
     fleet.hosts.iter_mut().for_each(|host| assert_eq!(host.stop_daemon(), Some(0)));
 }
+
+#[test]
+fn a_host_whose_name_changed_by_itself_keeps_what_it_has() {
+    let mut host = Host::new();
+    let config = host.root.path().join("config.yaml");
+    let configure = |more: &str| {
+        let folder = config.with_file_name("m");
+        let sources = format!("sources: [{{name: local, folder: {{path: {}}}}}]\n", folder.display());
+        fs::write(&config, format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\n{sources}{more}")).unwrap();
+    };
+    configure("host: {name: a1}\n");
+    host.set_env("STEAD_CONFIG", &config.display().to_string());
+    host.set_env("STEAD_MANIFESTS", "");
+    host.apply("web.yaml", &placed("web", "{matchLabels: {stead.dev/hostname: a1}}"));
+    host.once(0);
+    let life = host.running("web");
+
+    configure("");
+    let held = host.once(2);
+    assert!(held.contains("this host was called a1"), "{held}");
+    assert_eq!(host.life("web"), Some(life.clone()));
+    configure("host: {name: b1}\n");
+    let done = host.once(0);
+    assert!(done.contains("web: deleted"), "{done}");
+    host.gone("web", &life);
+}
