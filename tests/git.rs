@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stead::desired::hosts::{HostIdentity, Labels};
 use stead::desired::{Desired, SourceName};
@@ -517,21 +517,26 @@ fn a_sync_that_is_killed_anywhere_leaves_one_of_both_commits_in_force_and_the_ne
         bed.url()
     );
     std::fs::write(&config, text).unwrap();
+    let sync = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+        command.args(["sync", "fleet", "--config"]).arg(&config);
+        command.args(["--state-dir".as_ref(), bed.folder.path().join("state").as_os_str()]);
+        command.args(["--run-dir".as_ref(), bed.folder.path().join("run").as_os_str()]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // How long it takes here, so that the moments are spread over it.
+    bed.write("db.yaml", &vm("db"));
+    bed.commit("another");
+    let begin = Instant::now();
+    assert!(sync().wait().unwrap().success());
+    let took = begin.elapsed();
     let mut killed = 0;
     for round in 0..30 {
         bed.write("db.yaml", &format!("# {round}\n{}", vm("db")));
         let commit = bed.commit("another");
         let before = bed.syncer(&bed.source()).record().unwrap().applied.unwrap().commit;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_stead"))
-            .args(["sync", "fleet", "--config"])
-            .arg(&config)
-            .args(["--state-dir".as_ref(), bed.folder.path().join("state").as_os_str()])
-            .args(["--run-dir".as_ref(), bed.folder.path().join("run").as_os_str()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(4 * round));
+        let mut child = sync();
+        std::thread::sleep(took * round / 30);
         killed += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
