@@ -464,6 +464,7 @@ impl<'a> Syncer<'a> {
     /// follow nothing.
     pub fn tidy(&self) {
         let tidied = || {
+            self.sweep()?;
             // First of all, since what is in force must not be collected; nothing is but here.
             if let Some(applied) = self.record()?.applied {
                 self.git.ask(&["update-ref", APPLIED, &applied.commit])?;
@@ -479,7 +480,7 @@ impl<'a> Syncer<'a> {
     ///
     /// # Errors
     /// Where there is no such commit, or it cannot be read any more.
-    pub fn roll_back(&self, to: Option<&str>) -> Result<AppliedCommit, SyncError> {
+    pub fn roll_back(&self, to: Option<&str>) -> Result<Taken, SyncError> {
         let mut record = self.record()?;
         if to.is_none() && record.pinned {
             return Err(SyncError::RolledBack);
@@ -493,14 +494,16 @@ impl<'a> Syncer<'a> {
         if self.source.verify.as_ref().is_some_and(|verify| verify.of == Signed::Head) {
             self.verify(&commit.commit)?;
         }
-        self.judge(&commit.commit, &commit.path)?;
+        let desired = self.judge(&commit.commit, &commit.path)?;
+        // A lock that a killed git left would shut the way back.
+        self.sweep()?;
         self.git.ask(&["update-ref", APPLIED, &commit.commit])?;
         let commit = AppliedCommit { applied_at: self.host.now().wall, ..commit };
         record.apply(commit.clone());
         record.pinned = true;
         record.failure = None;
         self.write(&record)?;
-        Ok(commit)
+        Ok(Taken { commit, desired })
     }
 
     /// Follows the repository again after [`Syncer::roll_back`]; true when it did not.
@@ -585,6 +588,20 @@ impl<'a> Syncer<'a> {
             tracing::warn!(source = %self.name, "the repository here is broken, and is at {} now", aside.display());
         }
         Ok(())
+    }
+
+    /// The same where `why` may be mended by it, and it was not done before: what was fetched anew and cannot be read either is
+    /// fetched a third time for nothing.
+    ///
+    /// # Errors
+    /// Where it is of no use, `why`; or where it cannot be moved.
+    pub fn renew_once(&self, why: SyncError) -> Result<(), SyncError> {
+        let is_of_content = matches!(why, SyncError::Git { .. } | SyncError::TreeRefused { .. });
+        let names = self.host.list_folder(&self.folder);
+        let names = names.map_err(|source| SyncError::State { path: self.folder.clone(), source })?;
+        // What was set aside has the repository's name, and more.
+        let was_renewed = names.iter().any(|name| name.starts_with("repository.git."));
+        if is_of_content && !was_renewed { self.renew() } else { Err(why) }
     }
 
     /// Removes what a git that was killed left behind: its locks would stop every other, and half a pack takes room.

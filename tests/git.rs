@@ -489,8 +489,11 @@ fn an_earlier_commit_is_put_in_force_and_stays_until_it_is_released() {
         bed.syncer(&bed.source()).sync().unwrap();
     }
     let source = bed.source();
+    // Nor does a git that was killed at the worst moment shut the way back.
+    std::fs::write(bed.kept().join("repository.git/refs/stead/applied.lock"), "").unwrap();
     let back = bed.syncer(&source).roll_back(Some(&first[..7])).unwrap();
-    assert_eq!(back.commit, first);
+    assert_eq!(back.commit.commit, first);
+    assert_eq!(declared(&back.desired), ["web"]);
     assert_eq!(declared(&bed.syncer(&source).in_force()), ["web"]);
     assert!(matches!(bed.syncer(&source).sync().unwrap(), Synced::Held(_)));
     // Once more would be forward.
@@ -573,6 +576,23 @@ fn what_is_in_force_is_not_collected_however_the_branch_was_rewritten() {
     assert!(done.success());
     let desired = bed.syncer(&source).in_force();
     assert!(desired.sources[&bed.name].is_complete() && declared(&desired) == ["web"], "{desired:?}");
+}
+
+#[test]
+fn a_repository_here_is_fetched_anew_once_and_only_where_that_may_help() {
+    let bed = Bed::new();
+    bed.followed(&["web"]);
+    let source = bed.source();
+    let syncer = bed.syncer(&source);
+    let content = || SyncError::TreeRefused { commit: String::new(), why: "broken".into() };
+    let time = SyncError::TimedOut { what: "git".into(), bound: Duration::ZERO };
+    assert_eq!(syncer.renew_once(time).unwrap_err().reason(), "TimedOut");
+    assert!(bed.kept().join("repository.git").exists());
+    syncer.renew_once(content()).unwrap();
+    assert!(!bed.kept().join("repository.git").exists());
+    syncer.sync().unwrap();
+    assert_eq!(syncer.renew_once(content()).unwrap_err().reason(), "TreeRefused");
+    assert_eq!(declared(&syncer.in_force()), ["web"]);
 }
 
 #[test]

@@ -118,13 +118,15 @@ fn bind_socket(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     Ok((listener, file))
 }
 
-/// The group of a folder to which not everybody can write.
+/// The group of a folder to which nobody can write but root and us.
 fn group_of(folder: &Path) -> io::Result<u32> {
     let failed = |error: io::Error| io::Error::new(error.kind(), format!("its folder {}: {error}", folder.display()));
     let metadata = fs::metadata(folder).map_err(failed)?;
-    if metadata.mode() & 0o002 != 0 {
-        // Also with the sticky bit: it keeps our socket from being removed, and not one of theirs from being there first.
-        let why = "everybody can write to it, and put a socket there that is told the token; use another folder";
+    let is_owned = metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw();
+    if metadata.mode() & 0o022 != 0 || !is_owned {
+        // Also with the sticky bit: it keeps our socket from being removed, and not one of theirs from being there first, nor a
+        // link from taking its place before its mode is set.
+        let why = "others can write to it, and put a socket there that is told the token; use another folder";
         return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)));
     }
     Ok(metadata.gid())
@@ -297,12 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_everybody_can_write_to_is_refused() {
+    fn a_folder_that_others_can_write_to_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (path, address) = socket_in(&folder);
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o1777)).unwrap();
-        assert!(bind(&address).unwrap_err().to_string().contains("everybody can write"));
-        assert!(!path.exists());
+        for mode in [0o1777, 0o770] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(bind(&address).unwrap_err().to_string().contains("others can write"), "{mode:o}");
+            assert!(!path.exists());
+        }
         let missing = Address::Socket(folder.path().join("none/push.sock"));
         assert!(bind(&missing).unwrap_err().to_string().contains("its folder"), "{missing}");
     }

@@ -20,6 +20,11 @@ impl Stead {
         });
         let unclear = match &remembered {
             Ok(remembered) => remembered.as_ref().and_then(|remembered| remembered.unclear(here)),
+            // A name that somebody gave it needs no memory.
+            Err(why) if here.is_configured => {
+                tracing::warn!("what this host was called is not known: {why}");
+                None
+            }
             Err(why) => Some(why.clone()),
         };
         let is_known = remembered.is_ok_and(|remembered| remembered.is_some_and(|known| known.name == here.name));

@@ -12,6 +12,7 @@ use crate::config::SourceKind;
 use crate::control::{Reply, Request};
 use crate::desired::sources::Number;
 use crate::desired::{Desired, SourceName};
+use crate::state::AppliedCommit;
 use crate::sync::{SyncError, Synced, Taken};
 
 /// What is under way, and what comes next.
@@ -21,6 +22,8 @@ pub(super) struct Syncs {
     next: BTreeMap<Number, Instant>,
     /// Who waits to hear how the next sync goes.
     asked: BTreeMap<Number, Vec<oneshot::Sender<Reply>>>,
+    /// Who waits to hear how the one under way goes: it began after they asked.
+    heard: BTreeMap<Number, Vec<oneshot::Sender<Reply>>>,
     /// What is to be done with each when the job under way has ended: both would read and write what is remembered of it.
     queued: BTreeMap<Number, VecDeque<(Request, oneshot::Sender<Reply>)>>,
     /// Those of which what is in force was read whole.
@@ -71,6 +74,7 @@ impl Syncs {
             next: sources.map(|(number, _)| (number, Instant::now())).collect(),
             stead: stead.clone(),
             asked: BTreeMap::new(),
+            heard: BTreeMap::new(),
             queued: BTreeMap::new(),
             whole: BTreeSet::new(),
             again: BTreeSet::new(),
@@ -117,6 +121,7 @@ impl Syncs {
         for number in due {
             self.next.remove(&number);
             self.working.insert(number);
+            self.heard.entry(number).or_default().extend(self.asked.remove(&number).into_iter().flatten());
             let (stead, is_whole) = (self.stead.clone(), self.whole.contains(&number));
             begin(&mut self.jobs, &*self.stead.host, move || sync(&stead, number, is_whole));
         }
@@ -142,22 +147,24 @@ impl Syncs {
             let _ = asker.send(reply());
         }
         self.working.remove(&ended.source);
-        if ended.desired.as_ref().is_some_and(Desired::is_complete) {
-            self.whole.insert(ended.source);
+        match ended.desired.as_ref().map(Desired::is_complete) {
+            Some(true) => drop(self.whole.insert(ended.source)),
+            Some(false) => drop(self.whole.remove(&ended.source)),
+            None => {}
         }
         if ended.is_untidy {
             self.untidy.insert(ended.source);
         }
         let waits = self.again.remove(&ended.source);
-        self.go_on(ended.source, waits);
+        let is_due = waits || self.next.get(&ended.source).is_some_and(|next| *next <= Instant::now());
+        self.go_on(ended.source, is_due);
         if ended.job == Job::Sync {
             let interval = self.stead.git_source(ended.source).map(|(_, git)| git.interval).unwrap_or_default();
             let wait = if waits { std::time::Duration::ZERO } else { jittered(interval, seed) };
             self.next.insert(ended.source, Instant::now() + wait);
-            if !waits {
-                for asker in self.asked.remove(&ended.source).unwrap_or_default() {
-                    let _ = asker.send(reply());
-                }
+            // Whatever else is asked for since: somebody may ask all the time.
+            for asker in self.heard.remove(&ended.source).unwrap_or_default() {
+                let _ = asker.send(reply());
             }
         } else if waits {
             self.next.insert(ended.source, Instant::now());
@@ -262,7 +269,7 @@ fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole {
         came_of_it = match syncer.read_in_force() {
             Ok(in_force) => syncer.note_gap(&in_force).and_then(|gap| gap.map_or(Ok(Synced::UpToDate), Err)),
-            Err(_) => syncer.renew().and_then(|()| syncer.sync()),
+            Err(why) => syncer.renew_once(why).and_then(|()| syncer.sync()),
         };
     }
     let is_news = matches!(came_of_it, Ok(Synced::Applied(_)));
@@ -292,22 +299,22 @@ fn roll_back(stead: &Stead, source: Number, request: &Request) -> Ended {
     let (Some(syncer), Request::RollBack { commit, release, .. }) = (stead.syncer(source), request) else {
         return ended(source, Job::RollBack, no_source());
     };
-    let told = if *release {
+    let done = if *release {
         let what = |was_pinned| {
             if was_pinned { "it is followed again, from the next sync on" } else { "it is followed already" }
         };
-        syncer.release().map(|was_pinned| what(was_pinned).to_owned())
+        syncer.release().map(|was_pinned| (what(was_pinned).to_owned(), None))
     } else {
-        syncer.roll_back(commit.as_deref()).map(|commit| {
-            format!(
-                "{:.12} by {} is in force, until `stead rollback --release`: {}",
-                commit.commit, commit.author, commit.subject
-            )
+        syncer.roll_back(commit.as_deref()).map(|Taken { commit, desired }| {
+            let AppliedCommit { commit, author, subject, .. } = commit;
+            let told = format!("{commit:.12} by {author} is in force, until `stead rollback --release`: {subject}");
+            (told, Some(desired))
         })
     };
-    let told = told.map_err(|error| error.one_line());
-    let is_news = told.is_ok();
-    Ended { desired: is_news.then(|| syncer.in_force()), is_news, ..ended(source, Job::RollBack, told) }
+    match done {
+        Ok((told, desired)) => Ended { desired, is_news: true, ..ended(source, Job::RollBack, Ok(told)) },
+        Err(error) => ended(source, Job::RollBack, Err(error.one_line())),
+    }
 }
 
 /// A job after which all is as it was.

@@ -35,6 +35,12 @@ const KEPT: &[&str] = &[
     "ALL_PROXY",
 ];
 
+/// The home of the user that runs stead, by passwd(5).
+fn home_of_user() -> Option<OsString> {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()??;
+    Some(user.dir.into_os_string())
+}
+
 /// git on one repository here.
 pub(super) struct Git<'a> {
     host: &'a dyn HostOps,
@@ -140,6 +146,9 @@ impl<'a> Git<'a> {
     fn environment(&self) -> Vec<(OsString, OsString)> {
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let kept = KEPT.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+        // A service of the system has none (systemd.exec(5)), and the user's settings lie there.
+        let home = std::env::var_os("HOME").is_none().then(home_of_user).flatten();
+        let home = home.map(|home| (OsString::from("HOME"), home));
         let mut ssh = OsString::from("ssh -oBatchMode=yes");
         if let Some(key) = &self.source.ssh_key {
             ssh.push(" -oIdentitiesOnly=yes -i '");
@@ -158,7 +167,7 @@ impl<'a> Git<'a> {
             ("GIT_NO_REPLACE_OBJECTS".into(), "1".into()),
             ("GIT_OPTIONAL_LOCKS".into(), "0".into()),
         ];
-        kept.chain(fixed).collect()
+        kept.chain(home).chain(fixed).collect()
     }
 }
 

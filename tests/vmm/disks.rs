@@ -178,7 +178,8 @@ fn an_orphan_tap_and_cgroup_are_found_and_freed() {
     // The kernel takes a moment to see the dead out of their cgroup.
     wait("it is listed", || {
         let listed = host.run(&["gc", "--dry-run", "--orphan-age", "0s"]);
-        (listed.status.code() == Some(3)).then_some(())
+        let told = String::from_utf8_lossy(&listed.stdout).into_owned();
+        (listed.status.code() == Some(3) && told.contains("cgroup ") && !told.contains("held: ")).then_some(())
     });
     assert!(path.exists());
     let freed = host.run(&["gc", "--orphan-age", "0s"]);
