@@ -31,7 +31,7 @@ const ROOT_CONFIGURATION: &str = "/etc/stead/config.yaml";
 const ROOT_STATE: &str = "/var/lib/stead";
 /// What a host is called by whoever set it up (hostname(5)). The kernel's own may be another for a while, by DHCP.
 const HOSTNAME: &str = "/etc/hostname";
-/// machine-id(5).
+/// Where this machine's id stands (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 /// RUN when nobody says otherwise, as root.
 const ROOT_RUN: &str = "/run/stead";

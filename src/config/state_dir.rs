@@ -8,12 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::Settings;
+use super::{MACHINE_ID, Settings};
 use crate::names::{Layout, RunDirTooLong, StateId};
 use crate::state::FORMAT_VERSION;
 
-/// Where this machine's id stands (machine-id(5)).
-const MACHINE_ID: &str = "/etc/machine-id";
 /// The most that STATE/id may have: far more than stead writes.
 const ID_FILE_MAX: u64 = 64 << 10;
 

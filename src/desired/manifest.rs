@@ -315,14 +315,16 @@ fn default_args() -> String {
 
 /// The JSON Schema of a document that lists a host.
 pub fn host_schema() -> serde_json::Value {
-    let mut schema = schemars::schema_for!(Host);
-    schema.insert("$id".to_owned(), format!("https://{API_VERSION}/host.schema.json").into());
-    schema.to_value()
+    schema_of::<Host>("host")
 }
 
 /// The JSON Schema of a manifest (draft 2020-12), with descriptions and defaults, for editors.
 pub fn json_schema() -> serde_json::Value {
-    let mut schema = schemars::schema_for!(VirtualMachine);
-    schema.insert("$id".to_owned(), format!("https://{API_VERSION}/virtualmachine.schema.json").into());
+    schema_of::<VirtualMachine>("virtualmachine")
+}
+
+fn schema_of<T: JsonSchema>(name: &str) -> serde_json::Value {
+    let mut schema = schemars::schema_for!(T);
+    schema.insert("$id".to_owned(), format!("https://{API_VERSION}/{name}.schema.json").into());
     schema.to_value()
 }

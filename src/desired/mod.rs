@@ -51,6 +51,11 @@ impl Desired {
         self.sources.values().all(SourceState::is_complete)
     }
 
+    /// Whether a source declares a VM of this name, for other hosts alone.
+    pub fn is_elsewhere(&self, source: &SourceName, name: &VmName) -> bool {
+        self.sources.get(source).is_some_and(|source| source.elsewhere.contains(name))
+    }
+
     /// What this and another source declare, together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {

@@ -374,7 +374,9 @@ impl Context<'_> {
         };
         let reason = if observed.ledger.delete_requested {
             TeardownReason::DeleteRequested
-        } else if self.is_elsewhere(observed) {
+        } else if gates::origin_of(observed)
+            .is_some_and(|origin| self.desired.is_elsewhere(&origin.source, &observed.name))
+        {
             TeardownReason::Elsewhere
         } else {
             TeardownReason::Absent
@@ -406,12 +408,6 @@ impl Context<'_> {
             }
             None => {}
         }
-    }
-
-    /// Whether its source declares it, for another host.
-    fn is_elsewhere(&self, observed: &ObservedVm) -> bool {
-        let source = gates::origin_of(observed).and_then(|origin| self.desired.sources.get(&origin.source));
-        source.is_some_and(|source| source.elsewhere.contains(&observed.name))
     }
 
     /// A gate holds its deletion back: it stays as it is. A live one stays on record, and one being stopped is stopped.

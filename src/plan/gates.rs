@@ -150,11 +150,10 @@ fn judge(
             (source.empty && !is_it).then_some(Hold::FolderReplaced)
         }
     };
-    let is_elsewhere = || desired.sources.get(&origin.source).is_some_and(|source| source.elsewhere.contains(name));
     let protection = accepted.and_then(|accepted| {
         let kept = if accepted.vm.prune_disabled() { Hold::Protected } else { Hold::Suspended };
         let is_kept = accepted.vm.prune_disabled() || accepted.vm.is_suspended();
-        is_kept.then(|| if is_elsewhere() { Hold::KeptHere } else { kept })
+        is_kept.then(|| if desired.is_elsewhere(&origin.source, name) { Hold::KeptHere } else { kept })
     });
     let hold = hold.or(protection);
     let hold = hold.or_else(|| {

@@ -265,24 +265,29 @@ fn answer(source: &str, told: &Result<String, String>) -> Reply {
 /// read may be over, and a repository that cannot be read is fetched anew.
 fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     let Some(syncer) = stead.syncer(source) else { return ended(source, Job::Sync, no_source()) };
-    let mut came_of_it = syncer.sync();
+    let (mut came_of_it, mut read) = (syncer.sync(), None);
     if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole {
         came_of_it = match syncer.read_in_force() {
-            Ok(in_force) => syncer.note_gap(&in_force).and_then(|gap| gap.map_or(Ok(Synced::UpToDate), Err)),
+            Ok(desired) => {
+                let gap = syncer.note_gap(&desired);
+                read = Some(desired);
+                gap.and_then(|gap| gap.map_or(Ok(Synced::UpToDate), Err))
+            }
             Err(why) => syncer.renew_once(why).and_then(|()| syncer.sync()),
         };
     }
+    let in_force = || read.unwrap_or_else(|| syncer.in_force());
     let is_news = matches!(came_of_it, Ok(Synced::Applied(_)));
     let is_untidy = is_news || came_of_it.as_ref().is_err_and(SyncError::is_of_commit);
     let (told, desired) = match came_of_it {
-        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(|| syncer.in_force())),
-        Ok(Synced::Held(why)) => (Ok(why.to_owned()), (!is_whole).then(|| syncer.in_force())),
+        Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(in_force)),
+        Ok(Synced::Held(why)) => (Ok(why.to_owned()), (!is_whole).then(in_force)),
         Ok(Synced::Applied(taken)) => {
             let Taken { commit, desired } = *taken;
             (Ok(format!("applied {:.12} by {}: {}", commit.commit, commit.author, commit.subject)), Some(desired))
         }
         // One that was never synced says why.
-        Err(error) => (Err(error.one_line()), Some(syncer.in_force())),
+        Err(error) => (Err(error.one_line()), Some(in_force())),
     };
     Ended { desired, is_news, is_untidy, ..ended(source, Job::Sync, told) }
 }

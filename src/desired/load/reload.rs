@@ -65,19 +65,18 @@ impl Loader {
         let unsettled = Unsettled::new(&canonical, unsettled, false);
         let (mut rewritten, mut images) = (Vec::new(), BTreeSet::new());
         for (path, content) in found {
-            let was = self.files.get(&path).map(|cached| cached.parsed.clone());
-            let changed = self.read_again(path.clone(), content, &unsettled, &mut images);
-            let is = self.files.get(&path).map(|cached| &cached.parsed);
+            let (was, is) = self.read_again(&path, content, &unsettled, &mut images);
+            if was == is {
+                continue;
+            }
             // Which hosts there are, and whether that can be told, says of every VM where it belongs.
-            let hosts = |parsed: Option<&Parsed>| parsed.is_some_and(Parsed::lists_hosts);
-            let hides = |parsed: Option<&Parsed>| parsed.and_then(|parsed| parsed.hidden.clone());
-            let selects = |parsed: Option<&Parsed>| parsed.is_some_and(Parsed::has_selectors);
-            let (was, is) = (was.as_ref(), is);
-            let is_of_all = hosts(was) || hosts(is) || (selects(is) && !self.is_shared);
-            if was != is && (is_of_all || (self.is_shared && hides(was) != hides(is))) {
+            let is_of_all = was.lists_hosts() || is.lists_hosts() || (is.has_selectors() && !self.is_shared);
+            if is_of_all || (self.is_shared && was.hidden != is.hidden) {
                 return Reload::ListAll;
             }
-            rewritten.extend(changed);
+            let (was, is) = (self.said(&path, &was), self.said(&path, &is));
+            let (problems_were, problems_are) = (was.problems, is.problems);
+            rewritten.push(Rewritten { path, was: was.vms, is: is.vms, problems_were, problems_are });
         }
         if self.is_shared {
             self.see_elsewhere();
@@ -93,31 +92,29 @@ impl Loader {
         Reload::Changed(Delta::of_files(before, (self.source.clone(), self.state()), rewritten, ids))
     }
 
-    /// Reads one file again, or takes in that it is gone. Collects the images that it names, and those that it named.
+    /// Reads one file again, or takes in that it is gone: what it said, and what it says. Collects the images that it names, and
+    /// those that it named.
     fn read_again(
         &mut self,
-        path: PathBuf,
+        path: &Path,
         content: Option<Found>,
         unsettled: &Unsettled<'_>,
         images: &mut BTreeSet<PathBuf>,
-    ) -> Option<Rewritten> {
-        let known = self.files.remove(&path);
+    ) -> (Parsed, Parsed) {
+        let known = self.files.remove(path);
         if let Some(known) = &known {
-            self.totals.remove(&path, known);
+            self.totals.remove(path, known);
             images.extend(known.parsed.images().cloned());
         }
         let was = known.as_ref().map(|known| known.parsed.clone()).unwrap_or_default();
         if let Some(content) = content {
-            let reading = file::read(&path, content, known, unsettled);
-            self.keep(path.clone(), reading);
+            let reading = file::read(path, content, known, unsettled);
+            self.keep(path.to_owned(), reading);
         }
-        let cached = self.files.get(&path);
+        let cached = self.files.get(path);
         let is = cached.map(|cached| cached.parsed.clone()).unwrap_or_default();
         images.extend(is.images().cloned());
-        (was != is).then(|| {
-            let (was, is) = (self.said(&path, &was), self.said(&path, &is));
-            Rewritten { was: was.vms, is: is.vms, problems_were: was.problems, problems_are: is.problems, path }
-        })
+        (was, is)
     }
 
     /// What a path is, as far as it can be told without a listing.

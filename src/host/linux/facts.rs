@@ -107,7 +107,7 @@ fn program(configured: Option<&Path>, default: &str, advice: &str) -> Result<Pro
 }
 
 /// The absolute path of a program: as it is if it has a `/`, else found in `PATH`.
-pub(super) fn find(wanted: &Path) -> Option<PathBuf> {
+fn find(wanted: &Path) -> Option<PathBuf> {
     let is_program = |path: &Path| {
         fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     };

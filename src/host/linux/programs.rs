@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, setrlimit};
 
-use super::{facts, spawn};
+use super::spawn;
 use crate::host::{ProgramOutput, ProgramRequest};
 
 /// Runs a program and everything that it starts, in a process group of their own, to its end; what has not ended in time is
@@ -23,10 +23,8 @@ pub(super) fn run(request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
     let (mut input, mut output, mut errors) = (memory("input")?, memory("output")?, memory("errors")?);
     input.write_all(request.input)?;
     input.rewind()?;
-    // Found by our own PATH, and not by that of its environment.
-    let program = facts::find(request.program);
     #[expect(clippy::disallowed_methods, reason = "this is the room that runs programs")]
-    let mut command = Command::new(program.as_deref().unwrap_or(request.program));
+    let mut command = Command::new(request.program);
     command.args(&request.arguments).env_clear().envs(request.environment.iter().cloned()).current_dir(request.folder);
     command.stdin(input).stdout(output.try_clone()?).stderr(errors.try_clone()?).process_group(0);
     // Held until its end, and by nobody but us.
