@@ -4,38 +4,20 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
-/// How long anything may take that a test waits for. Generous, since the machines that run this are shared.
-pub const BOUND: Duration = Duration::from_secs(60);
+use crate::server::Server;
+
+#[path = "../prepared/mod.rs"]
+mod prepared;
+pub use prepared::{BOUND, bed as prepared, wait};
+
 /// The name of the servers, which the host knows.
 pub const NAME: &str = "git.example";
-
-/// Something that was prepared by `make prepare`.
-pub fn prepared(file: &str) -> PathBuf {
-    let bed = std::env::var_os("STEAD_BED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bed"), PathBuf::from);
-    let path = bed.join(file);
-    assert!(path.exists(), "{} is missing: run `make prepare`", path.display());
-    path
-}
-
-/// Waits until `condition` gives something.
-#[track_caller]
-pub fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(start.elapsed() < BOUND, "gave up waiting after {BOUND:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Runs a program to its end, which must be a good one.
 #[track_caller]
@@ -198,6 +180,28 @@ impl Bed {
         self.git(&["commit", "--quiet", "-m", message]);
         self.git(&["push", "--quiet", "--force", &self.origin().display().to_string(), "main"]);
         self.git(&["rev-parse", "HEAD"])
+    }
+
+    /// The same with something larger in it: so many bytes that do not compress.
+    pub fn push_noise(&self, length: usize, message: &str) -> String {
+        fs::write(self.work().join("noise"), noise(length)).unwrap();
+        self.push_all(message)
+    }
+
+    /// A server on `port` that hangs in the middle of a pack is not waited for longer than so, and leaves nothing behind. `follow`
+    /// has stead follow the repository on a port, with settings more.
+    #[track_caller]
+    pub fn is_not_held_up_in_a_pack(&self, port: u16, through: u16, timeout: &str, follow: impl Fn(u16, &str)) {
+        follow(port, "");
+        self.follows(&self.push("web"));
+        let commit = self.push_noise(1 << 20, "something larger");
+        let stalls = Server::stalling(through, port, 300 << 10);
+        follow(through, &format!(", timeout: {timeout}"));
+        self.stays("TimedOut");
+        assert!(stalls.hanging() > 0);
+        follow(port, "");
+        self.follows(&commit);
+        assert_eq!(self.left_behind(), [""; 0]);
     }
 
     /// From now on this is what stead follows, with these settings more.

@@ -46,16 +46,8 @@ fn a_repository_of_git_daemon_is_followed_and_stays_as_it_was_whatever_goes_wron
 fn a_server_that_hangs_in_the_middle_of_a_pack_is_not_waited_for_and_leaves_nothing_behind() {
     on_its_own_host(|bed| {
         let _server = git_daemon(bed, PORT);
-        bed.follow(&format!("git://{NAME}/fleet.git"), "");
-        bed.follows(&bed.push("web"));
-        std::fs::write(bed.work().join("noise"), crate::bed::noise(1 << 20)).unwrap();
-        let commit = bed.push_all("something larger");
-        let stalls = Server::stalling(9419, PORT, 300 << 10);
-        bed.follow(&format!("git://{NAME}:9419/fleet.git"), ", timeout: 2s");
-        bed.stays("TimedOut");
-        assert!(stalls.hanging() > 0);
-        bed.follow(&format!("git://{NAME}/fleet.git"), "");
-        bed.follows(&commit);
-        assert_eq!(bed.left_behind(), [""; 0]);
+        bed.is_not_held_up_in_a_pack(PORT, 9419, "2s", |port, more| {
+            bed.follow(&format!("git://{NAME}:{port}/fleet.git"), more);
+        });
     });
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::bed::{Bed, NAME, done, noise, on_its_own_host, prepared, wait};
+use crate::bed::{Bed, NAME, done, on_its_own_host, prepared, wait};
 use crate::server::Server;
 
 /// A name and a key for a server, in one file.
@@ -85,17 +85,9 @@ fn a_repository_on_the_web_is_followed_and_stays_as_it_was_whatever_goes_wrong()
 fn a_web_server_that_hangs_in_the_middle_of_a_pack_is_not_waited_for() {
     on_its_own_host(|bed| {
         let _server = trusted(bed, 443);
-        bed.follow(&format!("https://{NAME}/git/fleet.git"), "");
-        bed.follows(&bed.push("web"));
-        fs::write(bed.work().join("noise"), noise(1 << 20)).unwrap();
-        let commit = bed.push_all("something larger");
-        let stalls = Server::stalling(8443, 443, 300 << 10);
-        bed.follow(&format!("https://{NAME}:8443/git/fleet.git"), ", timeout: 2s");
-        bed.stays("TimedOut");
-        assert!(stalls.hanging() > 0);
-        bed.follow(&format!("https://{NAME}/git/fleet.git"), "");
-        bed.follows(&commit);
-        assert_eq!(bed.left_behind(), [""; 0]);
+        bed.is_not_held_up_in_a_pack(443, 8443, "2s", |port, more| {
+            bed.follow(&format!("https://{NAME}:{port}/git/fleet.git"), more);
+        });
     });
 }
 

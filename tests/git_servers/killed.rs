@@ -89,8 +89,7 @@ fn a_stead_that_is_killed_in_the_middle_of_a_pack_leaves_the_next_one_nothing_to
         let _server = git_daemon(bed, 9418);
         bed.follow(&format!("git://{NAME}/fleet.git"), "");
         bed.follows(&bed.push("web"));
-        fs::write(bed.work().join("noise"), crate::bed::noise(1 << 20)).unwrap();
-        let commit = bed.push_all("something larger");
+        let commit = bed.push_noise(1 << 20, "something larger");
         let stalls = Server::stalling(9419, 9418, 300 << 10);
         bed.follow(&format!("git://{NAME}:9419/fleet.git"), ", timeout: 50s");
         ends_with_all_that_it_started(bed, &["sync"], Signal::KILL, &stalls, "git");

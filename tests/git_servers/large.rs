@@ -14,8 +14,7 @@ fn a_disk_that_is_full_in_the_middle_of_a_fetch_leaves_room_for_what_comes_after
         mount(None::<&str>, &bed.state(), Some("tmpfs"), MsFlags::empty(), Some("size=4m,mode=700")).unwrap();
         bed.follow(&format!("file://{}", bed.origin().display()), "");
         bed.follows(&bed.push("web"));
-        fs::write(bed.work().join("noise"), noise(6 << 20)).unwrap();
-        bed.push_all("more than there is room for");
+        bed.push_noise(6 << 20, "more than there is room for");
         for _ in 0..2 {
             bed.stays_since("FetchFailed", "No space left on device");
             assert_eq!(bed.left_behind(), [""; 0]);
@@ -31,8 +30,7 @@ fn a_repository_that_is_larger_than_it_may_be_is_said_to_be() {
         let _server = git_daemon(bed, 9418);
         bed.follow(&format!("git://{NAME}/fleet.git"), ", maxSize: 1Mi");
         bed.follows(&bed.push("web"));
-        fs::write(bed.work().join("noise"), noise(2 << 20)).unwrap();
-        let commit = bed.push_all("an image");
+        let commit = bed.push_noise(2 << 20, "an image");
         bed.stays_since("FetchFailed", "larger than maxSize, 1048576 bytes");
         assert_eq!(bed.left_behind(), [""; 0]);
         // By one object, as above, or by a pack of many.

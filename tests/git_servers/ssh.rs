@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::bed::{Bed, NAME, done, noise, on_its_own_host, prepared};
+use crate::bed::{Bed, NAME, done, on_its_own_host, prepared};
 use crate::server::Server;
 
 /// A key of this name, with its public half beside it.
@@ -125,16 +125,6 @@ fn an_ssh_server_that_hangs_in_the_middle_of_a_pack_is_not_waited_for() {
     on_its_own_host(|bed| {
         trust(bed, "host");
         let _server = ssh_server(bed, 22, "host");
-        follow_by_ssh(bed, 22, "deploy", "");
-        bed.follows(&bed.push("web"));
-        fs::write(bed.work().join("noise"), noise(1 << 20)).unwrap();
-        let commit = bed.push_all("something larger");
-        let stalls = Server::stalling(2222, 22, 300 << 10);
-        follow_by_ssh(bed, 2222, "deploy", ", timeout: 3s");
-        bed.stays("TimedOut");
-        assert!(stalls.hanging() > 0);
-        follow_by_ssh(bed, 22, "deploy", "");
-        bed.follows(&commit);
-        assert_eq!(bed.left_behind(), [""; 0]);
+        bed.is_not_held_up_in_a_pack(22, 2222, "3s", |port, more| follow_by_ssh(bed, port, "deploy", more));
     });
 }

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 use stead::host::{GuestState, HostOps, HostView, ProcessHandle, SpawnError, SpawnRequest, VmmError};
@@ -13,36 +13,13 @@ use stead::spec::{Boot, DeletionPolicy, PowerState, RestartPolicy, UpdatePolicy,
 use stead::state::{ExitStatus, TapHandle};
 use stead::vmm::{self, DiskSource, LaunchInput, qemu::Accel};
 
-/// How long anything may take that a test waits for. Generous, since the machines that run this are shared.
-pub const BOUND: Duration = Duration::from_secs(60);
+#[path = "../prepared/mod.rs"]
+mod prepared;
+use prepared::bed_path;
+pub use prepared::{BOUND, bed, wait};
+
 /// The bound of one call of a VMM's API.
 pub const API: Duration = Duration::from_secs(5);
-
-fn bed_path(file: &str) -> PathBuf {
-    let bed = std::env::var_os("STEAD_BED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bed"), PathBuf::from);
-    bed.join(file)
-}
-
-/// A file prepared by `make prepare`.
-pub fn bed(file: &str) -> PathBuf {
-    let path = bed_path(file);
-    assert!(path.exists(), "{} is missing: run `make prepare`", path.display());
-    path
-}
-
-/// Waits until `condition` gives something.
-#[track_caller]
-pub fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(start.elapsed() < BOUND, "gave up waiting after {BOUND:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 pub fn host() -> Arc<LinuxHost> {
     let config = LinuxHostConfig { firecracker: Some(bed_path("bin/firecracker")), qemu: None };

@@ -3,42 +3,15 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long anything may take that a test waits for. Generous, since the machines that run this are shared.
-pub const BOUND: Duration = Duration::from_secs(60);
-
-/// What a test's VMs boot, prepared by `make prepare`.
-pub fn bed(file: &str) -> PathBuf {
-    let bed = std::env::var_os("STEAD_BED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bed"), PathBuf::from);
-    let path = bed.join(file);
-    assert!(path.exists(), "{} is missing: run `make prepare`", path.display());
-    path
-}
-
-/// Waits until `condition` gives something.
-#[track_caller]
-pub fn wait<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
-    wait_within(BOUND, what, condition)
-}
-
-/// The same, for what takes its time.
-#[track_caller]
-pub fn wait_within<T>(bound: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(start.elapsed() < bound, "gave up waiting after {bound:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+#[path = "../prepared/mod.rs"]
+mod prepared;
+pub use prepared::*;
 
 /// Which VMM a test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
