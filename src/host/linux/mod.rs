@@ -23,6 +23,7 @@ mod http;
 mod images;
 mod io_thread;
 mod kernel_files;
+mod link_dump;
 mod lock;
 mod logs;
 mod loops;
@@ -192,7 +193,7 @@ impl HostView for LinuxHost {
 
     fn taps(&self) -> io::Result<Vec<Tap>> {
         self.count_look();
-        tap::all(&self.io)
+        tap::all()
     }
 
     fn tap(&self, name: &str) -> io::Result<Option<Tap>> {

@@ -13,7 +13,7 @@ use super::io_thread::IoThread;
 const BOUND: Duration = Duration::from_secs(10);
 
 /// What is needed of an interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
@@ -64,16 +64,6 @@ pub(super) async fn by_name(handle: &Handle, name: &str) -> io::Result<Option<Li
 /// The interface of this index.
 pub(super) async fn by_index(handle: &Handle, index: u32) -> io::Result<Option<Link>> {
     first(get(handle).match_index(index).execute()).await
-}
-
-/// Every interface.
-pub(super) async fn all(handle: &Handle) -> io::Result<Vec<Link>> {
-    let mut links = Vec::new();
-    let mut replies = std::pin::pin!(get(handle).execute());
-    while let Some(reply) = replies.next().await {
-        links.push(read(reply.map_err(into_io)?));
-    }
-    Ok(links)
 }
 
 /// What is to be changed of an interface, all in one message.
@@ -139,16 +129,8 @@ async fn first(
 }
 
 fn read(message: LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        alias: None,
-        master: None,
-        up: message.header.flags.contains(LinkFlags::Up),
-        is_tun: false,
-        mtu: 0,
-        group: 0,
-    };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let mut link = Link { index: message.header.index, up, ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,

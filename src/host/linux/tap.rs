@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::libc;
 
 use super::io_thread::IoThread;
+use super::link_dump;
 use super::netlink::{self, Change, Link};
 use crate::host::Tap;
 use crate::names::{INTERFACE_ALIAS_MAX, INTERFACE_NAME_MAX};
@@ -26,8 +27,10 @@ nix::ioctl_write_int_bad!(
 );
 
 /// Every tap of this network namespace.
-pub(super) fn all(io: &IoThread) -> io::Result<Vec<Tap>> {
-    let links = netlink::talk(io, |handle| async move { netlink::all(&handle).await })?;
+///
+/// One that comes or goes meanwhile may be missing: whoever misses it asks for it by name.
+pub(super) fn all() -> io::Result<Vec<Tap>> {
+    let links = link_dump::all()?.links;
     let names: HashMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
     let bridge = |index: u32| names.get(&index).map(|name| (*name).to_owned());
     Ok(links.iter().filter(|link| link.is_tun).map(|link| describe(link, link.master.and_then(bridge))).collect())

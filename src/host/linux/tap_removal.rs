@@ -15,6 +15,7 @@ use nix::libc;
 use rtnetlink::Handle;
 
 use super::io_thread::IoThread;
+use super::link_dump::{self, Dump};
 use super::netlink::{self, Link};
 use super::tap::foreign;
 use crate::host::devices::{TapRemoval, TapsRemoved};
@@ -114,7 +115,7 @@ async fn converse(taps: &[TapRemoval]) -> io::Result<Vec<io::Result<bool>>> {
 async fn remove(handle: &Handle, taps: &[TapRemoval]) -> io::Result<Vec<io::Result<bool>>> {
     let links = match taps {
         [tap] => netlink::by_name(handle, &tap.name).await?.into_iter().collect(),
-        _ => netlink::all(handle).await?,
+        _ => named(handle, taps).await?,
     };
     let by_name: BTreeMap<&str, &Link> = links.iter().map(|link| (link.name.as_str(), link)).collect();
     let judged: Vec<io::Result<Option<u32>>> = taps.iter().map(|tap| judge(tap, &by_name)).collect();
@@ -146,6 +147,23 @@ async fn remove(handle: &Handle, taps: &[TapRemoval]) -> io::Result<Vec<io::Resu
     Ok(judged.into_iter().zip(taps).map(end).collect())
 }
 
+/// All interfaces, each of these taps that exists among them.
+async fn named(handle: &Handle, taps: &[TapRemoval]) -> io::Result<Vec<Link>> {
+    let mut dump = dump().await?;
+    if !dump.is_whole {
+        let told: BTreeSet<String> = dump.links.iter().map(|link| link.name.clone()).collect();
+        for tap in taps.iter().filter(|tap| !told.contains(&tap.name)) {
+            dump.links.extend(netlink::by_name(handle, &tap.name).await?);
+        }
+    }
+    Ok(dump.links)
+}
+
+/// All interfaces, asked for on a thread that may wait.
+async fn dump() -> io::Result<Dump> {
+    tokio::task::spawn_blocking(link_dump::all).await.map_err(io::Error::other)?
+}
+
 /// The index of a tap that may be removed; none when it is gone.
 fn judge(tap: &TapRemoval, links: &BTreeMap<&str, &Link>) -> io::Result<Option<u32>> {
     match links.get(tap.name.as_str()) {
@@ -171,7 +189,12 @@ async fn remove_group(handle: &Handle, ours: &BTreeSet<u32>, group: u32) -> io::
             }
         }
     }
-    let members = netlink::all(handle).await?.into_iter().filter(|link| link.group == group);
+    let dump = dump().await?;
+    if !dump.is_whole {
+        let text = format!("interfaces come and go: who is in group {group} cannot be told");
+        return Err(super::error(io::ErrorKind::ResourceBusy, text));
+    }
+    let members = dump.links.into_iter().filter(|link| link.group == group);
     if let Some(stranger) = members.map(|link| link.index).find(|index| !ours.contains(index)) {
         let text = format!("interface {stranger} joined group {group}");
         return Err(super::error(io::ErrorKind::ResourceBusy, text));
@@ -183,8 +206,15 @@ async fn still_there(handle: &Handle, ours: &BTreeSet<u32>) -> io::Result<BTreeS
     if let (1, Some(index)) = (ours.len(), ours.first()) {
         return Ok(netlink::by_index(handle, *index).await?.into_iter().map(|link| link.index).collect());
     }
-    let all = netlink::all(handle).await?;
-    Ok(all.into_iter().map(|link| link.index).filter(|index| ours.contains(index)).collect())
+    let dump = dump().await?;
+    let mut there: BTreeSet<u32> =
+        dump.links.into_iter().map(|link| link.index).filter(|index| ours.contains(index)).collect();
+    if !dump.is_whole {
+        for index in ours.difference(&there.clone()) {
+            there.extend(netlink::by_index(handle, *index).await?.map(|link| link.index));
+        }
+    }
+    Ok(there)
 }
 
 /// A group that no interface is in.
