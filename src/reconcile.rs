@@ -16,6 +16,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,7 +184,7 @@ impl Stead {
         Looker { view: &*self.host, layout: &self.layout, cache, scan, api_bound: self.settings.api_timeout }
     }
 
-    fn actor<'a>(&'a self, memory: &'a Memory, facts: &'a HostFacts) -> Actor<'a> {
+    fn actor<'a>(&'a self, memory: &'a Memory, facts: &'a dyn Deref<Target = HostFacts>) -> Actor<'a> {
         Actor {
             host: &*self.host,
             layout: &self.layout,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -271,8 +272,8 @@ pub struct Vm {
     /// Annotations: the user's, and those that stead understands.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// The spec.
-    pub spec: VmSpec,
+    /// The spec: one in memory, wherever the VM is spoken of.
+    pub spec: Arc<VmSpec>,
 }
 
 impl Vm {

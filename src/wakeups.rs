@@ -16,6 +16,9 @@ use crate::names::VmName;
 /// Longer than the longest wait for an image that another VM's worker is busy with.
 pub const OVERDUE: Duration = Duration::from_secs(45);
 
+/// A turn that takes longer waits for more than a CPU: one that finds nothing to do takes less than a millisecond.
+const BRISK: Duration = Duration::from_millis(5);
+
 /// Why a VM is looked at. For people and counters; nothing is decided from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -174,6 +177,21 @@ impl Wakeups {
         self.working.len()
     }
 
+    /// Whether another turn may begin by now, of at most `most` at once. Turns that are short only wait for each other's CPUs
+    /// if there are more than `busy` of them, and each that does has a thread, with a memory of its own: only those that have
+    /// lasted longer than [`BRISK`], and so wait for something else, let others begin beside them.
+    pub fn lets_begin(&self, now: Instant, busy: usize, most: usize) -> bool {
+        self.working.len() < most
+            && self.working.iter().rev().take_while(|(since, _)| *since + BRISK > now).count() < busy
+    }
+
+    /// When another turn may begin beside those that are under way, if one waits for nothing but that.
+    pub fn next_place(&self, busy: usize, most: usize) -> Option<Instant> {
+        let waits = !self.ready.is_empty() && self.working.len() < most;
+        let (since, _) = self.working.iter().rev().nth(busy.saturating_sub(1)).filter(|_| waits)?;
+        Some(*since + BRISK)
+    }
+
     /// Finds out whose work has become overdue by now.
     pub fn find_overdue(&mut self, now: Instant) -> Vec<VmName> {
         let mut found = Vec::new();
@@ -226,6 +244,30 @@ mod tests {
         let (name, reasons) = wakeups.take(Instant::now()).unwrap();
         assert_eq!((name, reasons), (vm("a"), BTreeSet::from([Reason::Manifest, Reason::Exited])));
         assert_eq!(wakeups.take(Instant::now()), None);
+    }
+
+    #[test]
+    fn turns_that_last_make_room_for_others_and_short_ones_do_not() {
+        let mut wakeups = Wakeups::default();
+        for name in ["a", "b", "c", "d"] {
+            wakeups.wake(&vm(name), Reason::Startup);
+        }
+        let start = Instant::now();
+        assert_eq!(wakeups.next_place(2, 3), None, "nobody works");
+        for _ in 0..2 {
+            assert!(wakeups.lets_begin(start, 2, 3));
+            wakeups.take(start).unwrap();
+        }
+        assert!(!wakeups.lets_begin(start, 2, 3));
+        assert_eq!(wakeups.next_place(2, 3), Some(start + BRISK));
+        assert!(wakeups.lets_begin(start + BRISK, 2, 3));
+        wakeups.take(start + BRISK).unwrap();
+        assert!(!wakeups.lets_begin(start + 2 * BRISK, 2, 3), "three are as many as may be");
+        assert_eq!(wakeups.next_place(2, 3), None, "time alone makes no room");
+        wakeups.finish(&vm("a"));
+        assert!(wakeups.lets_begin(start + 2 * BRISK, 2, 3));
+        wakeups.take(start + BRISK).unwrap();
+        assert_eq!(wakeups.next_place(2, 9), None, "nobody waits");
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn check_stored(vm: &Vm) {
     let bytes = serde_json::to_vec(&StoredSpec::from(&vm.spec)).unwrap();
     let stored: StoredSpec = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(stored, StoredSpec::from(&vm.spec));
-    assert_eq!(*stored.read().unwrap(), vm.spec);
+    assert_eq!(stored.read().unwrap(), vm.spec);
     // A newer field that its writer did not know, and one that this stead does not know.
     let mut other: Value = serde_json::from_slice(&bytes).unwrap();
     let fields = other.as_object_mut().unwrap();
@@ -114,7 +114,7 @@ fn check_stored(vm: &Vm) {
     fields.insert("fromTheFuture".into(), json!([1, null]));
     let stored: StoredSpec = serde_json::from_value(other.clone()).unwrap();
     assert_eq!(serde_json::to_value(&stored).unwrap(), other);
-    assert_eq!(*stored.completed_from(&vm.spec).unwrap(), vm.spec);
+    assert_eq!(*stored.completed_from(&vm.spec).unwrap(), *vm.spec);
 }
 
 /// Both VMMs can be started with it: no argument has a NUL, which would cut it off, and a configuration is JSON.

@@ -75,7 +75,7 @@ fn fixed() -> &'static Fixed {
 /// The ledger of a VM that runs as declared.
 fn sound_ledger(fixed: &Fixed, incarnation: Incarnation) -> Ledger {
     let accepted = Accepted {
-        vm: (*fixed.vm).clone(),
+        vm: fixed.vm.clone(),
         origin: fixed.origin.clone(),
         root: Some(FileId { device: 1, inode: 1 }),
         generation: 1,
@@ -203,8 +203,8 @@ fn check_spec(spec: &StoredSpec, value: &Value) {
     assert_eq!(serde_json::to_value(spec).unwrap(), *value);
     let exact = VmSpec::deserialize(value).ok().filter(|spec| serde_json::to_value(spec).unwrap() == *value);
     match exact {
-        Some(exact) => assert_eq!(*spec, StoredSpec::from(&exact)),
-        None => assert!(spec.read().map_or(true, |read| *spec != StoredSpec::from(&*read))),
+        Some(exact) => assert_eq!(*spec, StoredSpec::from(&exact.into())),
+        None => assert!(spec.read().map_or(true, |read| *spec != StoredSpec::from(&read))),
     }
 }
 

@@ -16,6 +16,7 @@ pub use adopt::{Adopted, adopt};
 
 use std::fmt;
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,8 +43,8 @@ pub struct Actor<'a> {
     pub images: &'a ImageLocks,
     /// Has a VM looked at again, when something ended that it waits for.
     pub wake: &'a Wake,
-    /// What this host has.
-    pub facts: &'a HostFacts,
+    /// What this host has, asked only by a start.
+    pub facts: &'a dyn Deref<Target = HostFacts>,
     /// How QEMU virtualises.
     pub accel: crate::vmm::qemu::Accel,
     /// How long a VMM's API may take to answer.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{Declaration, Desired, FileId, Problem, SourceName, SourceState};
 use crate::names::VmName;
@@ -122,8 +123,8 @@ impl Desired {
     }
 
     /// What the valid declarations of a VM say.
-    pub fn valid(&self, name: &VmName) -> impl Iterator<Item = &Vm> {
-        self.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_deref().ok())
+    pub fn valid(&self, name: &VmName) -> impl Iterator<Item = &Arc<Vm>> {
+        self.vms.get(name).into_iter().flatten().filter_map(|declaration| declaration.vm.as_ref().ok())
     }
 
     /// The part of it that decisions about one VM go by, for whoever is given only that: its declarations, all sources and,

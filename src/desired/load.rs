@@ -199,7 +199,8 @@ impl Loader {
             let Said { vms, problems } = self.said(path, &cached.parsed);
             desired.problems.extend(problems);
             for (name, declaration) in vms {
-                desired.vms.entry(name).or_default().push(declaration);
+                // Nearly always the only one: a list that grows by itself begins with room for four.
+                desired.vms.entry(name).or_insert_with(|| Vec::with_capacity(1)).push(declaration);
             }
         }
         for declarations in desired.vms.values_mut() {

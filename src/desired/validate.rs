@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -177,7 +177,7 @@ impl Semantic<'_> {
             update_policy: spec.update_policy,
             deletion_policy: spec.deletion_policy,
         };
-        Some(Vm { name: name?, labels: metadata.labels, annotations: metadata.annotations, spec })
+        Some(Vm { name: name?, labels: metadata.labels, annotations: metadata.annotations, spec: Arc::new(spec) })
     }
 
     fn boot(&mut self, declared: manifest::Boot) -> spec::Boot {

@@ -277,6 +277,9 @@ pub trait HostView: devices::DeviceView {
         0
     }
 
+    /// Gives memory that is not used any more back to the kernel.
+    fn give_back_memory(&self) {}
+
     /// The present moment.
     fn now(&self) -> Now;
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 
 use super::snapshot::{Looker, Shared};
 use super::{Fact, OwnDisk, Record};
@@ -61,7 +62,7 @@ impl Looker<'_> {
         &self,
         uid: VmUid,
         record: &Record,
-        specs: &[VmSpec],
+        specs: &[Arc<VmSpec>],
         shared: &Shared,
     ) -> BTreeMap<String, Fact<Tap>> {
         let recorded = record.handles().into_iter().flat_map(|handles| &handles.tap_devices);
@@ -193,9 +194,9 @@ impl Looker<'_> {
 }
 
 /// The specs that the ledger knows of: the one taken up last, and the one it booted with.
-fn remembered_specs(ledger: &Ledger) -> Vec<VmSpec> {
-    let accepted = ledger.accepted.as_ref().map(|accepted| accepted.vm.spec.clone());
-    let booted = ledger.booted.as_ref().and_then(|booted| booted.spec.read().ok().map(std::borrow::Cow::into_owned));
+fn remembered_specs(ledger: &Ledger) -> Vec<Arc<VmSpec>> {
+    let accepted = ledger.accepted.as_ref().map(|accepted| Arc::clone(&accepted.vm.spec));
+    let booted = ledger.booted.as_ref().and_then(|booted| booted.spec.read().ok());
     accepted.into_iter().chain(booted).collect()
 }
 

@@ -11,12 +11,13 @@ pub mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::desired::FileId;
 use crate::host::devices::{Cgroup, DmDevice, ImageIdentity, LoopDevice};
 use crate::host::{FileStamp, GuestState, HostFacts, ProcessHandle, Tap};
 use crate::names::{Incarnation, VmName, VmUid};
-use crate::spec::VmmKind;
+use crate::spec::{Vm, VmmKind};
 use crate::state::{DiskRecord, ExitStatus, GateState, Handles, Ledger};
 
 /// Something that was looked for. `Unknown` is neither: it forbids every action that needs to know.
@@ -123,6 +124,29 @@ impl ObservedVm {
             disks_unknown: None,
             trashed: None,
             leftover_files: Vec::new(),
+        }
+    }
+}
+
+impl ObservedVm {
+    /// Keeps what the declaration of this VM says in the same place as the declaration itself, wherever the records say the
+    /// same: of thousands of VMs, copies of it are most of what is kept.
+    pub fn share(&mut self, declared: Option<&Arc<Vm>>) {
+        let accepted = self.ledger.accepted.as_mut();
+        let vm = accepted.map(|accepted| {
+            if let Some(declared) = declared.filter(|declared| **declared == accepted.vm) {
+                accepted.vm.clone_from(declared);
+            }
+            &accepted.vm
+        });
+        let Some(spec) = vm.or(declared).map(|vm| &vm.spec) else { return };
+        if let Some(booted) = &mut self.ledger.booted {
+            booted.spec.share(spec);
+        }
+        if let Record::Valid(handles) = &mut self.record
+            && let Some(booted) = &mut handles.spec
+        {
+            booted.share(spec);
         }
     }
 }

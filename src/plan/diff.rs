@@ -25,8 +25,8 @@ pub struct Context<'a> {
     pub desired: &'a Desired,
     /// Who uses which image. Asked only when a VM with disks is to be started, so that it may be worked out then.
     pub claims: &'a dyn Deref<Target = Claims>,
-    /// Which VMMs can run here.
-    pub facts: &'a HostFacts,
+    /// Which VMMs can run here. Asked only when a VM is to be started.
+    pub facts: &'a dyn Deref<Target = HostFacts>,
     /// Bounds and waits.
     pub policy: &'a Policy,
     /// The present moment.
@@ -89,7 +89,7 @@ impl Context<'_> {
                     return match &observed.ledger.accepted {
                         Some(accepted) => {
                             plan.notes.push(format!("{why}; the last good declaration stays in force"));
-                            Wanted::Vm { vm: Arc::new(accepted.vm.clone()), origin: accepted.origin.clone() }
+                            Wanted::Vm { vm: Arc::clone(&accepted.vm), origin: accepted.origin.clone() }
                         }
                         None => Wanted::Nothing(Hold::Conflict(format!("{why}; remove all but one"))),
                     };
@@ -107,7 +107,7 @@ impl Context<'_> {
                 plan.notes.extend(problems.iter().map(|problem| {
                     format!("its manifest is invalid, so its last good spec stays in force: {}", problem.one_line())
                 }));
-                Wanted::Vm { vm: Arc::new(accepted.vm.clone()), origin: accepted.origin.clone() }
+                Wanted::Vm { vm: Arc::clone(&accepted.vm), origin: accepted.origin.clone() }
             }
             (Err(problems), None) => {
                 let why = problems.iter().map(crate::desired::Problem::one_line).collect::<Vec<_>>().join("; ");
@@ -137,7 +137,7 @@ impl Context<'_> {
             gaps.join("; "),
             places.join(", "),
         ));
-        Some(Wanted::Vm { vm: Arc::new(accepted.vm.clone()), origin: accepted.origin.clone() })
+        Some(Wanted::Vm { vm: Arc::clone(&accepted.vm), origin: accepted.origin.clone() })
     }
 
     /// A VM that is declared, and whose spec is known.
@@ -292,7 +292,7 @@ impl Context<'_> {
         if let Some(why) = self.claims.conflict(self.desired, &vm.name, &vm.spec, booted.as_deref()) {
             return plan.holds.push(Hold::Unmet(why));
         }
-        match disks::prepare(&vm.spec, vmm, observed, self.desired, self.facts) {
+        match disks::prepare(&vm.spec, vmm, observed, self.desired, &**self.facts) {
             Ok(steps) => {
                 plan.actions.extend(steps.into_iter().map(|(disk, how)| Action::PrepareDisk { disk, how }));
             }

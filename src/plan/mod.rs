@@ -93,7 +93,7 @@ pub fn plan(
     let population = gates::Population { undeclared, applied };
     let verdicts = gates::decide(desired, population, &observed.gates, absences, policy, allow, now);
     let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
-    let context = Context { desired, claims: &claims, facts: &observed.facts, policy, now };
+    let context = Context { desired, claims: &claims, facts: &&observed.facts, policy, now };
     let vms = observed.vms.iter().map(|(name, vm)| (name.clone(), context.plan_vm(name, vm, verdicts.of(name))));
     Plan { vms: vms.collect(), digest: verdicts.digest }
 }

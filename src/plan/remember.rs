@@ -2,6 +2,7 @@
 //! wins.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::desired::{FileId, Origin};
 use crate::observed::{Fact, Guest, ObservedVm};
@@ -14,7 +15,7 @@ use crate::time::Now;
 /// is so already, as in every pass that finds nothing to do.
 pub(super) fn next_ledger<'a>(
     observed: &'a ObservedVm,
-    vm: &Vm,
+    vm: &Arc<Vm>,
     origin: &Origin,
     root: Option<FileId>,
     policy: &Policy,
@@ -37,14 +38,14 @@ pub(super) fn next_ledger<'a>(
 }
 
 /// Whether this declaration is the one that was taken up last.
-fn is_accepted(ledger: &Ledger, vm: &Vm, origin: &Origin, root: Option<FileId>) -> bool {
+fn is_accepted(ledger: &Ledger, vm: &Arc<Vm>, origin: &Origin, root: Option<FileId>) -> bool {
     ledger.accepted.as_ref().is_some_and(|accepted| {
         accepted.vm == *vm && accepted.origin == *origin && (root.is_none() || accepted.root == root)
     }) && !ledger.delete_requested
 }
 
 /// Takes up a declaration.
-fn accept(ledger: &mut Ledger, vm: &Vm, origin: &Origin, root: Option<FileId>) {
+fn accept(ledger: &mut Ledger, vm: &Arc<Vm>, origin: &Origin, root: Option<FileId>) {
     let generation = match &ledger.accepted {
         None => 1,
         Some(before) if before.vm.spec == vm.spec => before.generation,
@@ -52,7 +53,7 @@ fn accept(ledger: &mut Ledger, vm: &Vm, origin: &Origin, root: Option<FileId>) {
     };
     // What can be seen of a folder may be nothing for a moment; what it was stays known.
     let root = root.or_else(|| ledger.accepted.as_ref().and_then(|before| before.root));
-    ledger.accepted = Some(Accepted { vm: vm.clone(), origin: origin.clone(), root, generation });
+    ledger.accepted = Some(Accepted { vm: Arc::clone(vm), origin: origin.clone(), root, generation });
     ledger.delete_requested = false;
 }
 

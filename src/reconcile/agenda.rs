@@ -266,7 +266,8 @@ impl Agenda {
             self.forgotten.insert(name);
             return;
         }
-        let Report { observed, plan, failure, under_way, .. } = report;
+        let Report { mut observed, plan, failure, under_way, .. } = report;
+        observed.share(self.desired.valid(&name).next());
         self.forgotten.remove(&name);
         match under_way {
             Some(why) => self.under_way.insert(name.clone(), why),
@@ -321,8 +322,8 @@ mod tests {
         let mut listed = Desired::default();
         for (name, disks) in [("web", vec![disk("root", "/a.img", false)]), ("db", Vec::new())] {
             let name: VmName = name.parse().unwrap();
-            let vm = Vm { name: name.clone(), labels: BTreeMap::new(), annotations: BTreeMap::new(), spec: spec() };
-            let vm = Arc::new(Vm { spec: VmSpec { disks, ..vm.spec }, ..vm });
+            let spec = Arc::new(VmSpec { disks, ..spec() });
+            let vm = Arc::new(Vm { name: name.clone(), labels: BTreeMap::new(), annotations: BTreeMap::new(), spec });
             let origin = Origin { source: SourceName("m".into()), path: "m.yaml".into(), line: 1 };
             listed.vms.insert(name, vec![Declaration { origin, vm: Ok(vm) }]);
         }

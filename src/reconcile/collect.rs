@@ -1,5 +1,6 @@
 //! The collector: a survey of the host, a judgement of what nothing accounts for, and the freeing of what is old enough.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
@@ -91,7 +92,7 @@ pub(super) fn preview(stead: &Stead, memory: &Memory) -> io::Result<Vec<Orphan>>
 
 /// Frees every orphan that is old enough and that nothing uses. Nobody else may work on a VM meanwhile.
 pub(super) fn collect(stead: &Stead, memory: &Memory) -> io::Result<Vec<Collected>> {
-    let facts = stead.host.host_facts();
+    let facts = LazyCell::new(|| stead.host.host_facts());
     let actor = stead.actor(memory, &facts);
     let mut collected: Vec<Collected> = Vec::new();
     let mut tried: BTreeSet<String> = BTreeSet::new();

@@ -28,6 +28,9 @@ use crate::wakeups::{OVERDUE, Reason};
 /// How soon a VM is looked at again of which something is being freed by a call that hangs.
 const STUCK_POLL: Duration = Duration::from_secs(5);
 
+/// So many short turns at once keep a CPU busy: one waits for the disk while another computes.
+const TURNS_A_CPU: usize = 2;
+
 pub(super) struct Engine {
     shared: Arc<Shared>,
     sources: Sources,
@@ -41,6 +44,10 @@ pub(super) struct Engine {
     upkeep: Upkeep,
     exits: mpsc::UnboundedReceiver<VmName>,
     looks: mpsc::UnboundedReceiver<Box<ObservedVm>>,
+    /// How many turns that are short still may be under way at once.
+    busy: usize,
+    /// When the next one may begin, if one waits for that.
+    next_place: Option<Instant>,
 }
 
 /// Something that happened.
@@ -75,6 +82,11 @@ impl Engine {
         }
         let gates = stead.gates();
         let agenda = Agenda::new(stead.settings.policy.clone(), allow, only, &gates, &stead.host.now());
+        let busy = match std::thread::available_parallelism() {
+            // On a host in memory no turn takes any time.
+            _ if !stead.host.may_block() => usize::MAX,
+            cpus => TURNS_A_CPU * cpus.map_or(1, usize::from),
+        };
         let engine = Self {
             shared: Arc::new(Shared::new(stead, gates, exits_in, looks_in)),
             sources,
@@ -88,6 +100,8 @@ impl Engine {
             upkeep: Upkeep::default(),
             exits,
             looks,
+            busy,
+            next_place: None,
         };
         (engine, progress)
     }
@@ -157,11 +171,15 @@ impl Engine {
 
     /// Gives as many waiting VMs their turn as may be worked on at once.
     pub(super) fn dispatch(&mut self) {
+        self.next_place = None;
         // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
         self.agenda.wakeups.promote(Instant::now());
         self.upkeep.promote(&self.shared);
         self.see_who_is_stuck();
-        self.passes.tell(self.shared.stead.host.looks());
+        if self.passes.tell(self.shared.stead.host.looks()) == Some(Depth::Thorough) {
+            // It looked at every VM, and let go of nearly all that it learnt: as much as is kept.
+            self.shared.stead.host.give_back_memory();
+        }
         if self.passes.begin_glance() {
             self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
         }
@@ -175,7 +193,8 @@ impl Engine {
             }
             self.adopt_now();
         }
-        while self.agenda.wakeups.taken() < self.stead().settings.parallel {
+        let most = self.stead().settings.parallel;
+        while self.agenda.wakeups.lets_begin(Instant::now(), self.busy, most) {
             let Some((name, reasons)) = self.agenda.wakeups.take(Instant::now()) else { return };
             if self.is_being_freed(&name) {
                 self.agenda.wakeups.finish(&name);
@@ -200,6 +219,7 @@ impl Engine {
             let host = &*self.shared.stead.host;
             worker::begin(&mut self.turns, host, move || (name, Box::new(shared.work(turn))));
         }
+        self.next_place = self.agenda.wakeups.next_place(self.busy, most);
     }
 
     /// A worker that is overdue is left to itself: who waits for it is told, and others have their turns.
@@ -265,6 +285,7 @@ impl Engine {
         let deadlines = [
             self.agenda.wakeups.next_deadline(),
             self.agenda.wakeups.next_overdue(),
+            self.next_place,
             self.upkeep.next_deadline(),
             worker::lock(&self.shared.starts).next_call(Instant::now()),
         ];

@@ -122,10 +122,10 @@ impl Passes {
         }
     }
 
-    /// Tells of the pass once it is through, when the host has been asked so many questions.
-    pub(super) fn tell(&mut self, looks: u64) {
+    /// Tells of the pass once it is through, when the host has been asked so many questions; then, how closely it looked.
+    pub(super) fn tell(&mut self, looks: u64) -> Option<Depth> {
         let is_through = |pass: &mut Pass| pass.waiting.is_empty() && pass.glance.is_some();
-        let Some(pass) = self.under_way.take_if(is_through) else { return };
+        let pass = self.under_way.take_if(is_through)?;
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(
             reason = ?pass.reason,
@@ -139,5 +139,6 @@ impl Passes {
             micros = micros(pass.began.elapsed()),
             "full pass"
         );
+        Some(pass.depth)
     }
 }

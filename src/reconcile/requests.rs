@@ -10,7 +10,7 @@ use crate::names::VmName;
 use crate::observed::Record;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::Looker;
-use crate::spec::{SUSPEND_ANNOTATION, Vm};
+use crate::spec::SUSPEND_ANNOTATION;
 use crate::state::{Approval, FORMAT_VERSION, GateState, Ledger, encode};
 
 /// Writes a request about one VM into its ledger. Only its own worker, or whoever holds STATE/lock, may call this.
@@ -18,7 +18,7 @@ pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, requ
     match request {
         Request::Restart { name } => change(stead, looker, name, |ledger| {
             let accepted = ledger.accepted.as_ref().map(|accepted| &accepted.vm);
-            if desired.valid(name).next().or(accepted).is_some_and(Vm::is_suspended) {
+            if desired.valid(name).next().or(accepted).is_some_and(|vm| vm.is_suspended()) {
                 return Err(format!("{name} is suspended by {SUSPEND_ANNOTATION} in its manifest"));
             }
             if ledger.accepted.is_none() && !desired.vms.contains_key(name) {
@@ -99,7 +99,7 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
 /// Takes over the VMs that another manager left in `dir`.
 pub(super) fn adopt(stead: &Stead, memory: &Memory, scan: &ProcessScan, dir: &Path) -> (Reply, Vec<VmName>) {
     let facts = stead.host.host_facts();
-    let results = act::adopt(&stead.actor(memory, &facts), &stead.looker(&memory.cache, scan), dir);
+    let results = act::adopt(&stead.actor(memory, &&facts), &stead.looker(&memory.cache, scan), dir);
     let mut lines = Vec::new();
     let mut names = Vec::new();
     let mut failed = false;

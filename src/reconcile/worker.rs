@@ -1,7 +1,8 @@
 //! One VM's turn: look, plan, act, and look again, until there is nothing to do now.
 
-use std::cell::Cell;
+use std::cell::{Cell, LazyCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -125,7 +126,8 @@ impl Shared {
         if reasons.contains(&Reason::Startup) || reasons.contains(&Reason::Resync) {
             self.tidy(&name);
         }
-        let facts = self.stead.host.host_facts();
+        // Of the programs and devices of a host, only a start and a VMM's version are asked.
+        let facts = LazyCell::new(|| self.stead.host.host_facts());
         let actor = self.stead.actor(&self.memory, &facts);
         let mut events = Vec::new();
         let claims = Box::new(claims);
@@ -297,7 +299,13 @@ impl Shared {
     }
 
     /// Writes status.json, when it says anything new.
-    fn publish(&self, report: &Report, facts: &HostFacts, previous: Option<&Status>, events: Vec<NewEvent>) {
+    fn publish(
+        &self,
+        report: &Report,
+        facts: &dyn Deref<Target = HostFacts>,
+        previous: Option<&Status>,
+        events: Vec<NewEvent>,
+    ) {
         let observed = &report.observed;
         let name = &observed.name;
         let path = self.stead.layout.status(name);
@@ -358,7 +366,7 @@ fn under_way(plan: &VmPlan) -> Option<String> {
 }
 
 /// Known holes of the VMM that runs this VM.
-fn advisories(host: &dyn HostView, observed: &ObservedVm, facts: &HostFacts) -> Vec<String> {
+fn advisories(host: &dyn HostView, observed: &ObservedVm, facts: &dyn Deref<Target = HostFacts>) -> Vec<String> {
     let Some(vmm) = observed.process.present() else { return Vec::new() };
     let program = match vmm.vmm {
         crate::spec::VmmKind::Firecracker => &facts.firecracker,

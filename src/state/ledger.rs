@@ -1,5 +1,7 @@
 //! ledger.json: what stead remembers of a VM beyond its handles; it outlives teardown.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -80,7 +82,7 @@ impl Ledger {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// The VM as declared.
-    pub vm: Vm,
+    pub vm: Arc<Vm>,
     /// Where it was declared.
     pub origin: Origin,
     /// The root folder of its source when it was taken up: an empty folder that is not this one means nothing.

@@ -25,6 +25,7 @@ pub use orphans::OrphanState;
 pub use sync::{AppliedCommit, SyncFailure, SyncState};
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -52,14 +53,14 @@ pub struct StoredSpec(Stored);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stored {
     /// Exactly what this stead would write: by far the most usual, and read without any work.
-    Exact(Box<VmSpec>),
+    Exact(Arc<VmSpec>),
     /// It lacks fields, or has others.
     Other(Value),
 }
 
-impl From<&VmSpec> for StoredSpec {
-    fn from(spec: &VmSpec) -> Self {
-        Self(Stored::Exact(Box::new(spec.clone())))
+impl From<&Arc<VmSpec>> for StoredSpec {
+    fn from(spec: &Arc<VmSpec>) -> Self {
+        Self(Stored::Exact(Arc::clone(spec)))
     }
 }
 
@@ -79,11 +80,11 @@ impl<'de> Deserialize<'de> for StoredSpec {
         if let Ok(spec) = serde_json::from_str(json.get())
             && is_written_as(&spec, json.get())
         {
-            return Ok(Self(Stored::Exact(Box::new(spec))));
+            return Ok(Self(Stored::Exact(Arc::new(spec))));
         }
         let value: Value = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
         let exact = VmSpec::deserialize(&value).ok().filter(|spec| as_json(spec) == value);
-        Ok(Self(exact.map_or(Stored::Other(value), |spec| Stored::Exact(Box::new(spec)))))
+        Ok(Self(exact.map_or(Stored::Other(value), |spec| Stored::Exact(Arc::new(spec)))))
     }
 }
 
@@ -111,14 +112,23 @@ impl StoredSpec {
         }
     }
 
+    /// Keeps this copy of the same spec instead of its own.
+    pub fn share(&mut self, same: &Arc<VmSpec>) {
+        if let Stored::Exact(spec) = &mut self.0
+            && spec == same
+        {
+            spec.clone_from(same);
+        }
+    }
+
     /// The spec by itself, with no other to take missing fields from.
     ///
     /// # Errors
     /// When it lacks a field, or is not a spec.
-    pub fn read(&self) -> Result<Cow<'_, VmSpec>, serde_json::Error> {
+    pub fn read(&self) -> Result<Arc<VmSpec>, serde_json::Error> {
         match &self.0 {
-            Stored::Exact(spec) => Ok(Cow::Borrowed(spec)),
-            Stored::Other(value) => VmSpec::deserialize(value).map(Cow::Owned),
+            Stored::Exact(spec) => Ok(Arc::clone(spec)),
+            Stored::Other(value) => VmSpec::deserialize(value).map(Arc::new),
         }
     }
 }

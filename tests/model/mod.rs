@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Map;
 use stead::desired::{FileId, Origin};
@@ -73,7 +74,7 @@ pub fn ledger_of(vm: &Vm, origin: &Origin, incarnation: Incarnation, vmm: VmmKin
     let root = Some(FileId { device: 1, inode: 1 });
     Ledger {
         incarnation,
-        accepted: Some(Accepted { vm: vm.clone(), origin: origin.clone(), root, generation: 1 }),
+        accepted: Some(Accepted { vm: Arc::new(vm.clone()), origin: origin.clone(), root, generation: 1 }),
         booted: Some(Booted { incarnation, spec: StoredSpec::from(&vm.spec), generation: 1 }),
         vmm: Some(vmm),
         restarted_at: vm.restarted_at().map(str::to_owned),

@@ -203,7 +203,7 @@ pub fn small_ledger(index: usize, ledger: &state::Ledger) -> Ledger {
     let booted_with = |booted: &state::Booted| fixed.decl_of(index, |vm| StoredSpec::from(&vm.spec) == booted.spec);
     Ledger {
         incarnation: life(ledger.incarnation),
-        accepted: ledger.accepted.as_ref().map(|accepted| fixed.decl_of(index, |vm| *vm == accepted.vm)),
+        accepted: ledger.accepted.as_ref().map(|accepted| fixed.decl_of(index, |vm| *vm == *accepted.vm)),
         booted: ledger.booted.as_ref().map(|booted| (life(booted.incarnation), booted_with(booted))),
         exit: ledger.last_exit.as_ref().map(|exit| (life(exit.incarnation), exit.requested)),
         backoff: ledger.backoff.as_ref().map_or(0, |backoff| ticks_until(&backoff.until)),

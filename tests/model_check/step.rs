@@ -189,7 +189,7 @@ impl Rules {
         let claims = Box::<Claims>::default();
         let claims: &dyn Deref<Target = Claims> = &claims;
         let context =
-            Context { desired: &desired, claims, facts: &fixed.facts, policy: &fixed.policy, now: &fixed.now };
+            Context { desired: &desired, claims, facts: &&fixed.facts, policy: &fixed.policy, now: &fixed.now };
         let verdict = real::real_verdict(turn.verdict);
         let plan = context.plan_vm(&fixed.names[index], &observed, verdict.as_ref());
         let effects = plan.actions.first().map(|action| self.effects(index, vm, &observed, action)).unwrap_or_default();

@@ -280,6 +280,7 @@ fn parse(path: &Path, text: &str) -> Parsed {
             },
         }
     }
+    parsed.declared.shrink_to_fit();
     parsed
 }
 

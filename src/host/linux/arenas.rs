@@ -14,3 +14,13 @@ pub(super) fn share() {
         nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS);
     }
 }
+
+/// Gives whole pages that hold nothing back to the kernel, also those between others that do (malloc_trim(3)): by itself glibc
+/// gives back only the end of a heap.
+pub(super) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number, and may be called at any time from any thread.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}

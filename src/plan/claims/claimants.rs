@@ -124,7 +124,7 @@ mod tests {
         let declaration = |number: usize, seed: &mut u64| {
             let origin = Origin { source: SourceName("m".into()), path: format!("{number}.yaml").into(), line: 1 };
             let (labels, annotations) = Default::default();
-            let vm = Vm { name: name.clone(), labels, annotations, spec: some_spec(seed) };
+            let vm = Vm { name: name.clone(), labels, annotations, spec: some_spec(seed).into() };
             Declaration { origin, vm: if next(seed, 4) == 0 { Err(Vec::new()) } else { Ok(Arc::new(vm)) } }
         };
         (0..next(seed, 3)).map(|number| declaration(number, seed)).collect()
@@ -136,12 +136,12 @@ mod tests {
         if next(seed, 2) == 0 {
             observed.process = crate::observed::Fact::Unknown("nobody knows".into());
         }
-        let spec = StoredSpec::from(&some_spec(seed));
+        let spec = StoredSpec::from(&some_spec(seed).into());
         observed.ledger.booted = Some(Booted { incarnation: Incarnation(1), spec, generation: 1 });
         let origin = Origin { source: SourceName("m".into()), path: "0.yaml".into(), line: 1 };
         let (labels, annotations) = Default::default();
-        let vm = Vm { name: name.clone(), labels, annotations, spec: some_spec(seed) };
-        observed.ledger.accepted = Some(Accepted { vm, origin, root: None, generation: 1 });
+        let vm = Vm { name: name.clone(), labels, annotations, spec: some_spec(seed).into() };
+        observed.ledger.accepted = Some(Accepted { vm: vm.into(), origin, root: None, generation: 1 });
         observed
     }
 
