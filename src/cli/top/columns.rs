@@ -40,7 +40,7 @@ pub(super) struct Column {
 
 impl Kind {
     /// From left to right.
-    const ORDER: [Self; 10] = [
+    const ORDER: [Self; 11] = [
         Self::Name,
         Self::Status,
         Self::Ready,
@@ -48,12 +48,13 @@ impl Kind {
         Self::Pid,
         Self::Cpu,
         Self::Memory,
+        Self::MemoryOf,
         Self::Restarts,
         Self::Age,
         Self::Conditions,
     ];
-    /// Who gets room first.
-    const FIRST: [Self; 9] = [
+    /// Who gets room first. `MemoryOf` takes the place of `Memory`.
+    const FIRST: [Self; 10] = [
         Self::Status,
         Self::Cpu,
         Self::Memory,
@@ -61,6 +62,7 @@ impl Kind {
         Self::Restarts,
         Self::Age,
         Self::Ready,
+        Self::MemoryOf,
         Self::Vmm,
         Self::Pid,
     ];
@@ -96,7 +98,7 @@ impl Kind {
 
     /// Whether it is worth more than what else the conditions could say.
     fn is_telling(self) -> bool {
-        !matches!(self, Self::Ready | Self::Vmm | Self::Pid)
+        !matches!(self, Self::Ready | Self::MemoryOf | Self::Vmm | Self::Pid)
     }
 
     fn is_number(self) -> bool {
@@ -120,27 +122,31 @@ impl Kind {
 pub(super) fn choose(columns: usize, longest: usize) -> Vec<Column> {
     // A long name is cut off before the columns that matter most are left out.
     let vital: usize = [Kind::Status, Kind::Cpu, Kind::Memory].iter().map(|kind| kind.width() + GAP).sum();
-    let most = (columns / 3).min(columns.saturating_sub(vital)).max(NAME_MIN);
-    let name = longest.clamp(5, most).min(columns);
+    let most = match columns.checked_sub(Kind::Status.width() + GAP) {
+        Some(beside) if (4..NAME_MIN).contains(&beside) => beside,
+        _ => (columns / 4).min(columns.saturating_sub(vital)).max(NAME_MIN),
+    };
+    let name = longest.max(5).min(most).min(columns);
     let mut left = columns - name;
     let mut chosen = vec![Column { kind: Kind::Name, width: name }];
     for kind in Kind::FIRST {
-        let width = kind.width();
+        let instead = chosen.iter().position(|column| kind == Kind::MemoryOf && column.kind == Kind::Memory);
+        let width = match instead {
+            Some(at) => kind.width() - chosen[at].width,
+            None => kind.width() + GAP,
+        };
         let spare = if kind.is_telling() { 0 } else { CONDITIONS_READABLE - CONDITIONS_MIN };
-        if left >= width + GAP + spare {
-            left -= width + GAP;
-            chosen.push(Column { kind, width });
+        if left < width + spare {
+            continue;
+        }
+        left -= width;
+        let column = Column { kind, width: kind.width() };
+        match instead {
+            Some(at) => chosen[at] = column,
+            None => chosen.push(column),
         }
     }
     chosen.sort_by_key(|column| Kind::ORDER.iter().position(|kind| *kind == column.kind));
-    for column in &mut chosen {
-        let wide = Kind::MemoryOf.width() - Kind::Memory.width();
-        // First what the conditions need to be read.
-        if column.kind == Kind::Memory && left >= wide + CONDITIONS_READABLE - CONDITIONS_MIN {
-            *column = Column { kind: Kind::MemoryOf, width: Kind::MemoryOf.width() };
-            left -= wide;
-        }
-    }
     if let Some(last) = chosen.last_mut().filter(|column| column.kind == Kind::Conditions) {
         last.width += left;
     }
@@ -207,8 +213,11 @@ fn conditions(row: &Row) -> String {
         };
     };
     let holds = status.conditions.iter().filter(|condition| condition.status == ConditionStatus::True);
-    let worth = holds.filter(|condition| condition.kind != ConditionType::Ready);
+    let mut worth: Vec<_> = holds.filter(|condition| condition.kind != ConditionType::Ready).collect();
+    // What is wrong comes before what is done about it.
+    worth.sort_by_key(|condition| condition.kind != ConditionType::Degraded);
     let mut words: Vec<String> = worth
+        .iter()
         .map(|condition| match clean(&condition.reason) {
             // The status says it already.
             reason if reason == live.phase.to_string() => condition.kind.to_string(),
@@ -244,12 +253,14 @@ mod tests {
                 assert_eq!(chosen[0].kind, Kind::Name);
             }
         }
-        assert_eq!(kinds(20, 8), [Kind::Name, Kind::Status]);
+        for columns in [16, 18, 20] {
+            assert_eq!(kinds(columns, 8), [Kind::Name, Kind::Status], "{columns}");
+        }
         assert_eq!(kinds(38, 8), [Kind::Name, Kind::Status, Kind::Cpu, Kind::Memory]);
         let at_80 = kinds(78, 8);
         for kind in [Kind::Status, Kind::Cpu, Kind::Memory, Kind::Restarts, Kind::Age, Kind::Conditions] {
             assert!(at_80.contains(&kind), "{kind:?} is missing in {at_80:?}");
         }
-        assert_eq!(choose(160, 8).len(), Kind::ORDER.len());
+        assert_eq!(choose(160, 8).len(), Kind::ORDER.len() - 1, "one of memory");
     }
 }

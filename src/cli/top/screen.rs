@@ -125,7 +125,7 @@ mod tests {
         let at = |text: &str| told.find(text).unwrap_or_else(|| panic!("{text:?} is missing in {told:?}"));
         // The other screen is a private mode (DECSET 1049, xterm's control sequences); the message comes after it.
         assert!(at("\x1b[?1049h") < at("\x1b[?1049l") && at("\x1b[?1049l") < at("on purpose"), "{told:?}");
-        for is_set in [" icanon", " echo ", " opost"] {
+        for is_set in ["isig icanon ", " echo echoe ", "\nopost "] {
             at(is_set);
         }
     }

@@ -255,7 +255,7 @@ fn vms_are_sorted_and_filtered_and_the_selected_one_stays_selected() {
     press(&mut state, "↓↓");
     assert_eq!(state.selected.as_ref().unwrap().as_str(), "old");
     press(&mut state, "s");
-    assert_eq!(names(&state), ["api", "old", database, "web", "rest"], "by status");
+    assert_eq!(names(&state), ["api", "rest", "old", database, "web"], "by status");
     press(&mut state, "s");
     assert_eq!(names(&state)[0], "web", "by CPU");
     assert_eq!(state.watched().len(), 5, "an order by CPU needs that of all");
