@@ -25,7 +25,8 @@ impl Terminal {
         tmux.env_remove("ENV").env_remove("TMUX").env("LC_ALL", "C.UTF-8");
         tmux.args(["-f", "/dev/null", "new-session", "-d", "-s", "top", "-x", &columns, "-y", &rows, "sh"]);
         assert!(tmux.status().unwrap().success());
-        terminal.type_line("PS1='ready> '");
+        // What is typed is on the screen too, and is not taken for the prompt.
+        terminal.type_line("PS1='ready''> '");
         terminal.is_ready();
         terminal
     }
@@ -102,7 +103,7 @@ impl Terminal {
 
     #[track_caller]
     fn is_ready(&self) {
-        self.until("the shell waits", |screen| screen.lines().any(|line| line.starts_with("ready>")));
+        self.until("the shell waits", |screen| screen.contains("ready>"));
     }
 
     fn pid(host: &Host) -> i32 {
