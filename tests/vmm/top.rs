@@ -126,7 +126,7 @@ impl Terminal {
     fn is_set_as_before(&self, host: &Host) {
         let root = host.root.path();
         self.type_line(&format!("stty -g >{}/after; echo stty done", root.display()));
-        self.until("stty", |screen| screen.lines().any(|line| line == "stty done"));
+        self.until("stty", |screen| screen.lines().any(|line| line.ends_with("stty done") && !line.contains("echo")));
         let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
         assert_eq!(read("before"), read("after"));
     }
