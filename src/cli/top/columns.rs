@@ -73,10 +73,9 @@ impl Kind {
             Self::Status => 10,
             Self::Ready | Self::Pid | Self::Memory => 7,
             Self::Vmm => 11,
-            Self::Cpu => 6,
             Self::MemoryOf => 13,
             Self::Restarts => 9,
-            Self::Age => 6,
+            Self::Cpu | Self::Age => 6,
             Self::Conditions => CONDITIONS_MIN,
         }
     }

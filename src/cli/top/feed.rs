@@ -164,8 +164,8 @@ impl Thread {
                 tick = now + TICK;
             }
             let is_pending = pending.anything || !pending.vms.is_empty();
-            let next = if is_pending { tick.min(rested) } else { tick };
-            match orders.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            let wake_at = if is_pending { tick.min(rested) } else { tick };
+            match orders.recv_timeout(wake_at.saturating_duration_since(Instant::now())) {
                 Ok(Order::Watch(vms)) => {
                     let news = vms.iter().any(|vm| !self.watched.contains(vm));
                     self.watched = vms;

@@ -17,6 +17,7 @@ pub(super) struct Size {
 
 /// How the rows of a screen are shared out, from the top.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a row that is there or not")]
 pub(super) struct List {
     /// Who this is, and how many VMs.
     pub title: bool,

@@ -244,7 +244,7 @@ impl State {
                 self.daemon = daemon;
                 None
             }
-            Event::LookFailed(why) => {
+            Event::LookFailed(why) | Event::Unprinted(why) => {
                 self.said = Some(why);
                 None
             }
@@ -252,10 +252,6 @@ impl State {
                 if let Page::Console { console, .. } = &mut self.page {
                     console.push(&piece);
                 }
-                None
-            }
-            Event::Unprinted(why) => {
-                self.said = Some(why);
                 None
             }
             Event::Held(held) => {
