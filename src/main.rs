@@ -51,7 +51,9 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// failures themselves.
 fn start_logging(cli: &Cli, context: &Context) -> Result<(), CliError> {
     let usual = if matches!(cli.command, Command::Run(_)) { "info" } else { "error" };
-    let level = cli.flags.log_level.as_deref().filter(|level| !level.is_empty()).unwrap_or(usual);
+    let wanted = cli.flags.log_level.as_deref().filter(|level| !level.is_empty()).unwrap_or(usual);
+    // A line in the middle of a screen helps nobody.
+    let level = if cli.command.has_screen() && context.term.err.is_terminal { "off" } else { wanted };
     let filter = EnvFilter::try_new(level).map_err(|error| CliError::Usage {
         message: format!("--log-level {level:?}: {error}"),
         hint: Some("one of error, warn, info, debug and trace, or a filter such as stead=debug".to_owned()),

@@ -16,11 +16,12 @@ use stead::names::{Layout, StateId};
 /// Longest wait for anything here; reached only by a failure.
 const BOUND: Duration = Duration::from_secs(20);
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "run",
     "reconcile",
     "plan",
     "get",
+    "top",
     "describe",
     "logs",
     "restart",

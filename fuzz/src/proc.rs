@@ -29,6 +29,7 @@ fn stat(bytes: &[u8]) {
     assert!(fields.len() >= 50);
     assert_eq!(fields[0].as_bytes()[0], stat.state);
     assert_eq!(fields[19].parse(), Ok(stat.start_time));
+    assert_eq!(fields[21].parse(), Ok(stat.resident_pages));
     assert_eq!(fields[49].parse(), Ok(stat.exit_code));
 }
 
@@ -36,7 +37,8 @@ fn stat(bytes: &[u8]) {
 fn named(name: &[u8]) {
     let fields: Vec<String> = (4..=52).map(|number| number.to_string()).collect();
     let line = [b"7 (", name, b") S ", fields.join(" ").as_bytes(), b"\n"].concat();
-    assert_eq!(Stat::parse(&line).unwrap(), Stat { state: b'S', start_time: 22, exit_code: 52 });
+    let expected = Stat { state: b'S', cpu_ticks: 14 + 15, start_time: 22, resident_pages: 24, exit_code: 52 };
+    assert_eq!(Stat::parse(&line).unwrap(), expected);
 }
 
 fn arguments(cmdline: &[u8]) {

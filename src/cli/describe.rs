@@ -96,7 +96,8 @@ impl Page {
     }
 }
 
-fn describe(view: &View, now: &Now, out: Stream) -> Result<String, CliError> {
+/// All of it for people.
+pub(super) fn describe(view: &View, now: &Now, out: Stream) -> Result<String, CliError> {
     let mut page = Page { text: String::new(), out };
     let View { name, live, status, observed } = view;
     let accepted = observed.ledger.accepted.as_ref();

@@ -109,15 +109,21 @@ pub fn report(error: &CliError, term: Term) {
     let _ = io::stderr().write_all(describe(error, term).as_bytes());
 }
 
-fn describe(error: &CliError, term: Term) -> String {
-    let mut parts = vec![format!("{} {error}", term.err.bad("error:"))];
+/// An error with its causes, in one line.
+pub(super) fn describe_plainly(error: &CliError) -> String {
+    let mut parts = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
         parts.push(error.to_string());
         cause = error.source();
     }
+    parts.join(": ")
+}
+
+fn describe(error: &CliError, term: Term) -> String {
+    let text = format!("{} {}", term.err.bad("error:"), describe_plainly(error));
     let hint = error.hint().map_or_else(String::new, |hint| format!("{} {hint}\n", term.err.strong("hint:")));
-    format!("{}\n{hint}", parts.join(": "))
+    format!("{text}\n{hint}")
 }
 
 #[cfg(test)]

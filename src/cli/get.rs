@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::term::Stream;
-use super::view::{Looker, View, Views, object, to_json, to_yaml};
+use super::view::{Looker, Tone, View, Views, object, to_json, to_yaml, tone};
 use super::{CliError, Context, Exit, table, watch};
 use crate::names::VmName;
 use crate::status::{ConditionStatus, VmPhase};
@@ -136,15 +136,11 @@ fn row(output: Output, view: &View, now: &Now, out: Stream) -> Vec<String> {
 
 fn paint(phase: VmPhase, out: Stream) -> String {
     let word = phase.to_string();
-    match phase {
-        VmPhase::Running => out.good(&word),
-        VmPhase::Paused | VmPhase::Stopped | VmPhase::Finished => word,
-        VmPhase::Starting | VmPhase::Stopping | VmPhase::Unclaimed | VmPhase::Held | VmPhase::Pending => {
-            out.careful(&word)
-        }
-        VmPhase::BackingOff | VmPhase::Unhealthy | VmPhase::Unknown | VmPhase::Invalid | VmPhase::Dead => {
-            out.bad(&word)
-        }
+    match tone(phase) {
+        Tone::Good => out.good(&word),
+        Tone::Calm => word,
+        Tone::Careful => out.careful(&word),
+        Tone::Bad => out.bad(&word),
     }
 }
 

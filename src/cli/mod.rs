@@ -29,6 +29,7 @@ mod sources;
 mod sync;
 mod table;
 mod term;
+mod top;
 mod validate;
 mod view;
 mod watch;
@@ -85,6 +86,8 @@ pub enum Command {
     Plan(plan::Args),
     /// Show VMs, their liveness proven anew
     Get(get::Args),
+    /// Show VMs on a screen of their own, kept up to date
+    Top(top::Args),
     /// Show everything about one VM
     Describe(describe::Args),
     /// Show the guest's console, or the VMM's own log
@@ -111,6 +114,13 @@ pub enum Command {
     Schema(schema::Args),
     /// Print completions for a shell
     Completions(completions::Args),
+}
+
+impl Command {
+    /// Whether it draws on the whole terminal.
+    pub fn has_screen(&self) -> bool {
+        matches!(self, Self::Top(args) if args.has_screen())
+    }
 }
 
 /// What every command works with.
@@ -162,6 +172,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Reconcile(args) => reconcile::execute(context, &args),
         Command::Plan(args) => plan::execute(context, &args),
         Command::Get(args) => get::execute(context, &args),
+        Command::Top(args) => top::execute(context, &args),
         Command::Describe(args) => describe::execute(context, &args),
         Command::Logs(args) => logs::execute(context, &args),
         Command::Restart(args) => restart::execute(context, args),

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use super::{CliError, Context};
 use crate::config::{Access, Settings, open_state};
 use crate::control::{Request, ask};
+use crate::host::HostView;
 use crate::names::{Layout, VmName};
 use crate::observed::ObservedVm;
 use crate::reconcile::{Stead, look};
-use crate::status::{self, Live, Status};
+use crate::status::{self, Live, Status, VmPhase};
 use crate::time::Now;
 
 /// How long a running stead may take to say that it is there: a look must not hang on it.
@@ -28,6 +29,29 @@ pub(super) struct View {
     pub status: Option<Status>,
     /// What exists.
     pub observed: ObservedVm,
+}
+
+/// How a phase strikes the eye. The word says the same: colour alone tells nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// All is well.
+    Good,
+    /// As its user wants it.
+    Calm,
+    /// It needs an eye.
+    Careful,
+    /// Something is wrong.
+    Bad,
+}
+
+/// How this phase strikes the eye.
+pub(super) fn tone(phase: VmPhase) -> Tone {
+    match phase {
+        VmPhase::Running => Tone::Good,
+        VmPhase::Paused | VmPhase::Stopped | VmPhase::Finished => Tone::Calm,
+        VmPhase::Starting | VmPhase::Stopping | VmPhase::Unclaimed | VmPhase::Held | VmPhase::Pending => Tone::Careful,
+        VmPhase::BackingOff | VmPhase::Unhealthy | VmPhase::Unknown | VmPhase::Invalid | VmPhase::Dead => Tone::Bad,
+    }
 }
 
 /// Every VM that there is to show, or the one of this name.
@@ -80,6 +104,11 @@ impl Looker {
             }
         }
         Ok(Views { vms, now: Some(now) })
+    }
+
+    /// The host that was looked at, once there is a state.
+    pub(super) fn host(&self) -> Option<&dyn HostView> {
+        self.stead.as_ref().map(|stead| -> &dyn HostView { &*stead.host })
     }
 
     /// Looks at one VM, which there must be.

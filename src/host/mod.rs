@@ -92,6 +92,17 @@ pub struct ProcessInfo {
     pub argv: Vec<Vec<u8>>,
 }
 
+/// What a live process takes of the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// What it has taken of the CPUs since it started, all threads together, the guest's time among it. Counted in clock ticks,
+    /// which are 10 ms on nearly every kernel.
+    pub cpu: Duration,
+    /// Bytes of its address space that are in memory. The kernel keeps count of them in pieces for each CPU, and may be off by
+    /// some hundred KiB (proc_pid_statm(5)); the exact number would take a walk through all its pages.
+    pub resident: u64,
+}
+
 /// Who answers on a unix socket.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SocketPeer {
@@ -314,6 +325,9 @@ pub trait HostView: devices::DeviceView {
 
     /// What `/proc` says of a pinned process; `None` when it has ended (a zombie has).
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>>;
+
+    /// What a pinned process takes of the CPUs and of the memory; `None` when it has ended. One file to read.
+    fn usage(&self, process: &ProcessHandle) -> io::Result<Option<Usage>>;
 
     /// Whether a VM's `vmm.lock` is held.
     fn probe_lock(&self, lock: &Path) -> LockProbe;

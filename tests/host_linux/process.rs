@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 use stead::host::{HostOps, HostView, SocketPeer, SpawnError};
 use stead::state::ExitStatus;
 
@@ -26,6 +27,32 @@ fn the_listener_on_a_vmms_socket_is_that_vmm() {
     assert_eq!(vm.host.socket_peer(&vm.socket(1)), SocketPeer::NobodyListens, "its socket file stays");
     assert_eq!(vm.host.inspect(&process).unwrap(), None);
     assert_eq!(vm.host.open_process(process.identity.pid).unwrap(), None);
+}
+
+#[test]
+fn what_a_process_takes_of_the_host_is_told_until_it_ends() {
+    let vm = Vm::firecracker("halt");
+    let process = vm.start();
+    let usage = vm.host.usage(&process).unwrap().unwrap();
+    assert!((64 << 10..1 << 30).contains(&usage.resident), "{usage:?}");
+    vm.host.kill(&process).unwrap();
+    ended(&*vm.host, &process);
+    assert_eq!(vm.host.usage(&process).unwrap(), None);
+
+    let mine = vm.host.open_process(i32::try_from(std::process::id()).unwrap()).unwrap().unwrap();
+    let clock = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap();
+    let began = clock();
+    wait("some CPU time has passed", || (clock() > began + Duration::from_millis(200)).then_some(()).or_else(spin));
+    let (before, told, after) = (clock(), vm.host.usage(&mine).unwrap().unwrap().cpu, clock());
+    let tick = Duration::from_millis(20);
+    assert!(before <= told + tick && told <= after + tick, "{told:?} is not between {before:?} and {after:?}");
+}
+
+/// Takes some of the CPU.
+fn spin() -> Option<()> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(20) {}
+    None
 }
 
 #[test]

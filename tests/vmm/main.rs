@@ -22,3 +22,4 @@ mod starts;
 mod strangers;
 mod supervisor;
 mod syscall_faults;
+mod top;

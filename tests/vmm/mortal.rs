@@ -16,7 +16,7 @@ use stead::host::devices::{
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
 use stead::host::{
     FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, ProgramOutput,
-    ProgramRequest, SocketPeer, SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
+    ProgramRequest, SocketPeer, SpawnError, SpawnRequest, StateFileError, Tap, Usage, VmmCommand, VmmError,
 };
 use stead::plan::{AllowPrune, Policy};
 use stead::reconcile::{OnceOptions, Outcome, Stead, once};
@@ -194,6 +194,9 @@ impl HostView for Mortal {
     }
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
         self.real.inspect(process)
+    }
+    fn usage(&self, process: &ProcessHandle) -> io::Result<Option<Usage>> {
+        self.real.usage(process)
     }
     fn probe_lock(&self, lock: &Path) -> LockProbe {
         self.real.probe_lock(lock)

@@ -45,7 +45,7 @@ use std::time::Duration;
 
 use super::{
     FileStamp, GuestState, HostFacts, HostOps, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, ProgramOutput,
-    ProgramRequest, SocketPeer, SpawnError, SpawnRequest, StateFileError, Tap, VmmCommand, VmmError,
+    ProgramRequest, SocketPeer, SpawnError, SpawnRequest, StateFileError, Tap, Usage, VmmCommand, VmmError,
 };
 use crate::desired::FileId;
 use crate::spec::VmmKind;
@@ -162,6 +162,11 @@ impl HostView for LinuxHost {
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
         self.count_look();
         process::inspect(process)
+    }
+
+    fn usage(&self, process: &ProcessHandle) -> io::Result<Option<Usage>> {
+        self.count_look();
+        process::usage(process)
     }
 
     fn probe_lock(&self, lock: &Path) -> LockProbe {

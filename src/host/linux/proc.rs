@@ -17,8 +17,13 @@ pub type DeviceNumber = (u32, u32);
 pub struct Stat {
     /// Field 3.
     pub state: u8,
+    /// Fields 14 and 15 together, in clock ticks: what all threads took of the CPUs for themselves, the guest's time among it, and
+    /// in the kernel.
+    pub cpu_ticks: u64,
     /// Field 22, in clock ticks since boot.
     pub start_time: u64,
+    /// Field 24, in pages: what is in memory of its address space.
+    pub resident_pages: u64,
     /// Field 52, as waitpid(2) would give it; meaningful for a zombie that may be looked at.
     pub exit_code: i32,
 }
@@ -35,9 +40,12 @@ impl Stat {
         let rest = std::str::from_utf8(&bytes[end + 1..]).map_err(|_| malformed())?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).copied().ok_or_else(malformed);
+        let number = |number: usize| field(number)?.parse::<u64>().map_err(|_| malformed());
         Ok(Self {
             state: field(3)?.as_bytes()[0],
-            start_time: field(22)?.parse().map_err(|_| malformed())?,
+            cpu_ticks: number(14)?.saturating_add(number(15)?),
+            start_time: number(22)?,
+            resident_pages: number(24)?,
             exit_code: field(52)?.parse().map_err(|_| malformed())?,
         })
     }
@@ -139,6 +147,7 @@ mod tests {
         let line = format!("7 (a) Z (b) {}\n", fields.join(" "));
         let stat = Stat::parse(line.as_bytes()).unwrap();
         assert_eq!((stat.state, stat.start_time, stat.exit_code), (b'3', 22, 52));
+        assert_eq!((stat.cpu_ticks, stat.resident_pages), (14 + 15, 24));
         assert!(Stat::parse(b"7 (a").is_err());
         assert!(Stat::parse(b"7 (a) S 1").is_err());
     }

@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::kernel_files;
 use super::proc::{self, Stat};
-use crate::host::{ProcessHandle, ProcessIdentity, ProcessInfo};
+use crate::host::{ProcessHandle, ProcessIdentity, ProcessInfo, Usage};
 
 /// `f_type` of pidfs (`PID_FS_MAGIC` of linux/magic.h).
 const PIDFS_MAGIC: i64 = 0x5049_4446;
@@ -52,6 +53,20 @@ pub(super) fn inspect(process: &ProcessHandle) -> io::Result<Option<ProcessInfo>
         return Ok(None);
     }
     Ok(Some(ProcessInfo { argv: proc::split_arguments(&cmdline) }))
+}
+
+/// What it takes of the host; `None` when it has ended. `is_alive` comes last: what was read is of whoever had the number then.
+pub(super) fn usage(process: &ProcessHandle) -> io::Result<Option<Usage>> {
+    let Some(stat) = read_proc(process.identity.pid, "stat")? else { return Ok(None) };
+    if !is_alive(process) {
+        return Ok(None);
+    }
+    let stat = Stat::parse(&stat)?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let cpu = Duration::from_secs(stat.cpu_ticks / per_second)
+        + Duration::from_secs(stat.cpu_ticks % per_second) / u32::try_from(per_second).unwrap_or(u32::MAX);
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(0);
+    Ok(Some(Usage { cpu, resident: stat.resident_pages.saturating_mul(page) }))
 }
 
 /// Whether it lives. A zombie does not; signalling it would succeed all the same, so the pidfd is asked: it is readable

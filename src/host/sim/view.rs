@@ -12,7 +12,7 @@ use crate::desired::FileId;
 use crate::host::devices::{Cgroup, CgroupFacts, DeviceView, DmDevice, Holder, ImageIdentity, LoopDevice};
 use crate::host::{
     FileStamp, GuestState, HostFacts, HostView, LockProbe, ProcessHandle, ProcessInfo, Program, SocketPeer,
-    StateFileError, Tap, VmmError,
+    StateFileError, Tap, Usage, VmmError,
 };
 use crate::spec::VmmKind;
 use crate::state::ExitStatus;
@@ -115,6 +115,11 @@ impl HostView for SimHost {
     fn inspect(&self, process: &ProcessHandle) -> io::Result<Option<ProcessInfo>> {
         let bytes = |words: &Vec<String>| words.iter().map(|word| word.clone().into_bytes()).collect();
         self.see(|world| world.find(process).map(|found| ProcessInfo { argv: bytes(&found.argv) }))
+    }
+
+    /// Waiting is all that a simulated process does.
+    fn usage(&self, process: &ProcessHandle) -> io::Result<Option<Usage>> {
+        self.see(|world| world.find(process).map(|_| Usage::default()))
     }
 
     fn probe_lock(&self, lock: &Path) -> LockProbe {
