@@ -40,7 +40,7 @@ fn view(name: &str, mut observed: ObservedVm, plan: &VmPlan, error: Option<&str>
     let declared = read.desired.vms.into_values().next().unwrap().remove(0);
     observed.name = name.parse().unwrap();
     observed.ledger.accepted =
-        Some(Accepted { vm: (*declared.vm.unwrap()).clone(), origin: declared.origin, root: None, generation: 1 });
+        Some(Accepted { vm: declared.vm.unwrap(), origin: declared.origin, root: None, generation: 1 });
     let input = StatusInput {
         observed: &observed,
         plan,
