@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod desired;
+pub mod doctor;
 pub mod host;
 pub mod http;
 pub mod names;

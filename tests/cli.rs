@@ -16,7 +16,8 @@ use stead::names::{Layout, StateId};
 /// Longest wait for anything here; reached only by a failure.
 const BOUND: Duration = Duration::from_secs(20);
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
+    "doctor",
     "run",
     "reconcile",
     "plan",

@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("control", &["names"]),
     ("http", &["names"]),
     ("push", &["http", "desired"]),
+    ("doctor", &["names", "spec", "host", "desired", "vmm"]),
     ("reconcile", &["*"]),
     ("cli", &["*"]),
 ];

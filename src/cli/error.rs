@@ -69,7 +69,7 @@ impl CliError {
     }
 
     /// What a person can do about it.
-    fn hint(&self) -> Option<String> {
+    pub(super) fn hint(&self) -> Option<String> {
         match self {
             Self::State(error) => error.hint(),
             Self::Usage { hint, .. } => hint.clone(),
@@ -109,15 +109,20 @@ pub fn report(error: &CliError, term: Term) {
     let _ = io::stderr().write_all(describe(error, term).as_bytes());
 }
 
-fn describe(error: &CliError, term: Term) -> String {
-    let mut parts = vec![format!("{} {error}", term.err.bad("error:"))];
+/// An error with its causes, in one line where they are.
+pub(super) fn in_full(error: &CliError) -> String {
+    let mut parts = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
         parts.push(error.to_string());
         cause = error.source();
     }
+    parts.join(": ")
+}
+
+fn describe(error: &CliError, term: Term) -> String {
     let hint = error.hint().map_or_else(String::new, |hint| format!("{} {hint}\n", term.err.strong("hint:")));
-    format!("{}\n{hint}", parts.join(": "))
+    format!("{} {}\n{hint}", term.err.bad("error:"), in_full(error))
 }
 
 #[cfg(test)]

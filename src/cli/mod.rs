@@ -6,6 +6,7 @@ mod approve;
 mod completions;
 mod delete;
 mod describe;
+mod doctor;
 mod error;
 mod exit;
 mod flags;
@@ -105,6 +106,8 @@ pub enum Command {
     Rollback(rollback::Args),
     /// Free what VMs left in the kernel and nothing accounts for
     Gc(gc::Args),
+    /// Check this host, and say how to mend what is wrong
+    Doctor(doctor::Args),
     /// Check manifests without touching the host
     Validate(validate::Args),
     /// Print the JSON Schema of manifests or the configuration, for editors
@@ -172,6 +175,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Sync(args) => sync::execute(context, &args),
         Command::Rollback(args) => rollback::execute(context, args),
         Command::Gc(args) => gc::execute(context, &args),
+        Command::Doctor(args) => doctor::execute(context, &args),
         Command::Validate(args) => validate::execute(context, &args),
         Command::Schema(args) => schema::execute(context, &args),
         Command::Completions(args) => completions::execute(context, &args),
