@@ -21,6 +21,7 @@ pub mod names;
 pub mod observed;
 pub mod plan;
 pub mod push;
+pub mod reasons;
 pub mod reconcile;
 pub mod spec;
 pub mod state;

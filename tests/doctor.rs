@@ -180,14 +180,14 @@ fn a_host_without_devices() {
         "spark",
         "vmm: firecracker, disks: [{name: root, image: /i, mode: snapshot}], networkInterfaces: [{name: eth0}]",
     );
-    let report = home.report(&after(r#"mount -t tmpfs none /dev; exec "$@""#));
+    let report = home.report(&after(r#"mount -t tmpfs none /dev; mknod /dev/null c 1 3; exec "$@""#));
     report.says("kvm", "failure", "/dev/kvm is missing; VM spark needs it", "kvm_intel");
     report.says("tun", "failure", "/dev/net/tun is missing; VM spark has a network interface", "modprobe tun");
     report.says("loop", "failure", "/dev/loop-control is missing; VM spark has a snapshot disk", "modprobe loop");
     report.says("device-mapper", "failure", "VM spark has a snapshot disk on Firecracker", "modprobe dm-snapshot");
     assert_eq!(report.status, 2);
 
-    let report = home.report(&after(r#"mount -t tmpfs none /dev; : >/dev/kvm; exec "$@""#));
+    let report = home.report(&after(r#"mount -t tmpfs none /dev; mknod /dev/null c 1 3; : >/dev/kvm; exec "$@""#));
     report.says("kvm", "failure", "does not answer as KVM does", "load kvm_intel");
     // What cannot be seen from here is not there: neither is any program.
     let report = Report::of(home.under(&[], &["doctor", "-o", "json"]).env("PATH", "/nonexistent"));
@@ -414,7 +414,7 @@ fn a_configuration_that_is_wrong_hides_nothing_else() {
 
     let token = home.write("token", "0123456789abcdef0123456789abcdef");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).unwrap();
-    let push = format!("{CONFIGURATION}push: {{listen: '127.0.0.1:0', tokenFile: {}}}\n", token.display());
+    let push = format!("{CONFIGURATION}push: {{listen: '127.0.0.1:9440', tokenFile: {}}}\n", token.display());
     let push = push.replace(CONFIGURATION, "apiVersion: stead.dev/v1alpha1\nkind: Configuration\n");
     let report = Report::of(&mut home.configured(&push));
     report.says("configuration", "failure", "the token file", "");
