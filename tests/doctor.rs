@@ -127,7 +127,7 @@ fn is_root() -> bool {
 }
 
 /// In a mount namespace of its own, after this script.
-fn after<'a>(script: &'a str) -> [&'a str; 6] {
+fn after(script: &str) -> [&str; 6] {
     ["unshare", "--mount", "sh", "-euc", script, "sh"]
 }
 

@@ -84,7 +84,7 @@ pub(super) fn clock(clock: &Clock, latest: Option<Timestamp>) -> Finding {
     match &clock.synchronised {
         Ok(true) => {}
         Ok(false) => {
-            troubles.push(Trouble::warning("nothing keeps the clock right (adjtimex: unsynchronised)", SYNCHRONISE))
+            troubles.push(Trouble::warning("nothing keeps the clock right (adjtimex: unsynchronised)", SYNCHRONISE));
         }
         Err(why) => {
             let found = format!("whether anything keeps the clock right cannot be told: {why}");
