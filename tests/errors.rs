@@ -485,8 +485,8 @@ fn running(met: &mut Met) {
     };
     met.fails(Reason::TokenUnfit, &home.configured(&push("127.0.0.1:9440"), &["run"]));
     home.write("token", &"0123456789abcdef".repeat(2));
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
     met.fails(Reason::PushAddressUnusable, &home.configured(&push(&address), &["run"]));
 
     let socket = layout.control_socket();

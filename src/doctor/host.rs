@@ -321,8 +321,8 @@ mod tests {
     use crate::doctor::samples;
     use crate::host::devices::CgroupFacts;
 
-    fn vm() -> Option<VmName> {
-        Some("web".parse().unwrap())
+    fn vm() -> VmName {
+        "web".parse().unwrap()
     }
 
     #[test]
@@ -344,7 +344,7 @@ mod tests {
         host.facts.kvm = Err("/dev/kvm is missing: load kvm_intel".to_owned());
         let finding = kvm(&host, &Manifests::default());
         assert_eq!((finding.state, finding.mend.as_deref()), (State::Warning, Some("load kvm_intel")));
-        let asked = Manifests { firecracker: vm(), ..Manifests::default() };
+        let asked = Manifests { firecracker: Some(vm()), ..Manifests::default() };
         let finding = kvm(&host, &asked);
         assert!(finding.state == State::Failure && finding.found.contains("VM web needs it"), "{finding:?}");
         host.facts.qemu = Err("not in PATH: install it".to_owned());
@@ -357,9 +357,9 @@ mod tests {
         let mut host = samples::host();
         host.facts.firecracker = Err("firecracker is not in PATH: install it".to_owned());
         assert_eq!(firecracker(&host, &Manifests::default()).state, State::Skipped);
-        let either = Manifests { either: vm(), ..Manifests::default() };
+        let either = Manifests { either: Some(vm()), ..Manifests::default() };
         assert_eq!(firecracker(&host, &either).state, State::Skipped, "QEMU takes it");
-        let finding = firecracker(&host, &Manifests { firecracker: vm(), ..Manifests::default() });
+        let finding = firecracker(&host, &Manifests { firecracker: Some(vm()), ..Manifests::default() });
         assert_eq!((finding.state, finding.mend.as_deref()), (State::Failure, Some("install it")));
         host.facts.qemu = Err("no: install it too".to_owned());
         assert_eq!(firecracker(&host, &either).state, State::Failure);
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_device_that_cannot_be_used_is_as_bad_as_it_is_needed() {
-        let needs = Manifests { interface: vm(), ..Manifests::default() };
+        let needs = Manifests { interface: Some(vm()), ..Manifests::default() };
         for (opened, state) in [
             (Opened::Missing, State::Failure),
             (Opened::No("Permission denied".to_owned()), State::Failure),
@@ -410,7 +410,7 @@ mod tests {
     fn device_mapper_is_missed_by_firecracker_only() {
         let mut host = samples::host();
         host.facts.device_mapper = Err("it is not there: modprobe".to_owned());
-        let with = |vmm| Manifests { snapshot: Some((vm().unwrap(), vmm)), ..Manifests::default() };
+        let with = |vmm| Manifests { snapshot: Some((vm(), vmm)), ..Manifests::default() };
         assert_eq!(device_mapper(&host, &Manifests::default()).state, State::Skipped);
         assert_eq!(device_mapper(&host, &with(VmmChoice::Auto)).state, State::Warning);
         assert_eq!(device_mapper(&host, &with(VmmChoice::Firecracker)).state, State::Failure);

@@ -185,8 +185,8 @@ mod tests {
     use crate::doctor::{State, samples};
     use crate::host::checkup::Room;
 
-    fn state_with(room: Room) -> Result<StateLook, Refused> {
-        Ok(StateLook { room: Some(Ok(room)), ..samples::state() })
+    fn state_with(room: Room) -> StateLook {
+        StateLook { room: Some(Ok(room)), ..samples::state() }
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
             (Room { inodes_free: 1000, ..plenty }, State::Warning, "--inodes"),
             (Room { inodes: 0, inodes_free: 0, ..plenty }, State::Ok, ""),
         ] {
-            let finding = space(&state_with(room));
+            let finding = space(&Ok(state_with(room)));
             assert_eq!(finding.state, state, "{finding:?}");
             assert!(finding.mend.unwrap_or_default().contains(word), "{room:?}");
         }
