@@ -227,7 +227,7 @@ async fn serve_one<H: Handler>(stream: tokio::net::UnixStream, handler: &H) -> i
     let mut line = Vec::new();
     let mut reader = tokio::io::BufReader::new(read.take(LINE_MAX));
     let reply = if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-        refused(format!("user {uid} may not ask this stead"))
+        refused(format!("user {uid} may not ask this stead; ask as the user that runs it, or as root"))
     } else {
         timeout(CLIENT_PATIENCE, reader.read_until(b'\n', &mut line)).await??;
         match (line.last(), serde_json::from_slice(&line)) {
@@ -238,9 +238,10 @@ async fn serve_one<H: Handler>(stream: tokio::net::UnixStream, handler: &H) -> i
                 // Else clients that were interrupted would hold every connection for as long as what they asked for takes.
                 () = has_gone(&mut reader) => return Ok(()),
             },
-            (Some(b'\n'), Err(error)) => {
-                refused(format!("stead {} does not understand this request: {error}", env!("CARGO_PKG_VERSION")))
-            }
+            (Some(b'\n'), Err(error)) => refused(format!(
+                "stead {} does not understand this request: {error}; let both be of one version",
+                env!("CARGO_PKG_VERSION")
+            )),
             (Some(_), _) => refused(format!("a request is one line of at most {LINE_MAX} bytes")),
         }
     };

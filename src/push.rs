@@ -39,6 +39,16 @@ pub struct Push {
     pub token_file: PathBuf,
 }
 
+impl Push {
+    /// Whether there is a token to tell friends from strangers by.
+    ///
+    /// # Errors
+    /// What is wrong with its file.
+    pub fn check(&self) -> Result<(), TokenError> {
+        Token::read(&self.token_file).map(drop)
+    }
+}
+
 /// Why nobody can be listened to.
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {

@@ -476,6 +476,11 @@ pub fn preview(stead: &Stead, allow: AllowPrune) -> Result<Preview, ReconcileErr
     Ok(Preview { desired, observed, plan })
 }
 
+/// What manifests declare for this host; of git sources what is in force.
+pub fn declared(stead: &Stead) -> Desired {
+    stead.sources().load()
+}
+
 /// What exists now, of all VMs or of one; each VM's liveness is proven anew.
 pub fn look(stead: &Stead, only: Option<&VmName>) -> Result<Observed, ReconcileError> {
     let (cache, scan) = (HandleCache::default(), ProcessScan::default());

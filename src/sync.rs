@@ -17,6 +17,7 @@ use crate::desired::hosts::HostIdentity;
 use crate::desired::load::load_files;
 use crate::desired::{Desired, Origin, Problem, SourceName, SourceState};
 use crate::host::{HostOps, StateFileError};
+use crate::reasons::Reason;
 use crate::state::{AppliedCommit, FORMAT_VERSION, Flaw, SyncState, encode, parse_sync};
 use git::Git;
 
@@ -329,21 +330,22 @@ impl SyncError {
 
     /// In one word, for programs.
     pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NoGit { .. } => "GitMissing",
-            Self::Git { .. } => "FetchFailed",
-            Self::TimedOut { .. } => "TimedOut",
-            Self::ForcePushed { .. } => "ForcePushed",
-            Self::Unsigned { .. } => "SignatureInvalid",
-            Self::TreeRefused { .. } => "TreeRefused",
-            Self::Broken { .. } => "ManifestsInvalid",
-            Self::Empty { .. } => "Empty",
-            Self::HostUnclear { .. } => "HostUnclear",
-            Self::UnknownCommit(_) => "UnknownCommit",
-            Self::State { .. } => "StateUnwritable",
-            Self::Record(_) | Self::Flawed { .. } => "RecordInvalid",
-            Self::RolledBack => "RolledBack",
-        }
+        let reason = match self {
+            Self::NoGit { .. } => Reason::GitMissing,
+            Self::Git { .. } => Reason::FetchFailed,
+            Self::TimedOut { .. } => Reason::TimedOut,
+            Self::ForcePushed { .. } => Reason::ForcePushed,
+            Self::Unsigned { .. } => Reason::SignatureInvalid,
+            Self::TreeRefused { .. } => Reason::TreeRefused,
+            Self::Broken { .. } => Reason::ManifestsInvalid,
+            Self::Empty { .. } => Reason::Empty,
+            Self::HostUnclear { .. } => Reason::HostUnclear,
+            Self::UnknownCommit(_) => Reason::UnknownCommit,
+            Self::State { .. } => Reason::StateUnwritable,
+            Self::Record(_) | Self::Flawed { .. } => Reason::RecordInvalid,
+            Self::RolledBack => Reason::RolledBack,
+        };
+        reason.word()
     }
 
     /// The error and its causes, in one line.

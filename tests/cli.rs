@@ -16,7 +16,9 @@ use stead::names::{Layout, StateId};
 /// Longest wait for anything here; reached only by a failure.
 const BOUND: Duration = Duration::from_secs(20);
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
+    "doctor",
+    "explain",
     "run",
     "reconcile",
     "plan",

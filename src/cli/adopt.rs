@@ -26,7 +26,10 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
     // The running stead has another working directory.
     let dir = args.dir.canonicalize().map_err(|source| CliError::io(format!("find {}", args.dir.display()), source))?;
     if !dir.is_dir() {
-        return Err(CliError::usage(format!("{} is not a folder", dir.display())));
+        return Err(CliError::Usage {
+            message: format!("{} is not a folder", dir.display()),
+            hint: Some("name the folder in which the other manager keeps its VMs".to_owned()),
+        });
     }
     act(context, &args.act, "adopt", &Request::Adopt { dir }, None)
 }

@@ -10,7 +10,8 @@ use super::view::{Looker, View, Views, object, to_json, to_yaml};
 use super::{CliError, Context, Exit};
 use crate::names::VmName;
 use crate::observed::Record;
-use crate::status::{ConditionStatus, ConditionType, EventType};
+use crate::reasons::Reason;
+use crate::status::{ConditionStatus, ConditionType, EventType, Status};
 use crate::time::Now;
 
 /// Arguments of `stead describe`.
@@ -151,6 +152,11 @@ pub(super) fn describe(view: &View, now: &Now, out: Stream) -> Result<String, Cl
         ]
     });
     page.table("Conditions", &["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"], conditions.collect());
+    let to_do = status.map(to_do).unwrap_or_default();
+    if !to_do.is_empty() {
+        page.title("What to do");
+        page.lines("  ", &to_do);
+    }
     let events = status.map_or(&[][..], |status| &status.events).iter().map(|event| {
         let word = event.kind.to_string();
         let last = age(now.wall, event.last_seen);
@@ -166,6 +172,16 @@ pub(super) fn describe(view: &View, now: &Now, out: Stream) -> Result<String, Cl
     });
     page.table("Events", &["TYPE", "REASON", "AGE", "MESSAGE"], events.collect());
     Ok(page.text)
+}
+
+/// What to do about what is wrong or should be known, by its reason.
+fn to_do(status: &Status) -> Vec<String> {
+    let told = status.conditions.iter().filter(|condition| {
+        let calls = matches!(condition.kind, ConditionType::Degraded | ConditionType::Advisory);
+        calls && condition.status == ConditionStatus::True
+    });
+    let explained = told.filter_map(|condition| Reason::of_word(&condition.reason));
+    explained.filter_map(|reason| Some(format!("{reason}: {}", reason.explain().to_do?))).collect()
 }
 
 /// What the VM holds on the host, and what of it could not be freed.
@@ -215,6 +231,7 @@ mod tests {
             "Spec:\n  unknown: no manifest declared it\n",
             "Holds:\n  KIND     NAME      FOR            STATE\n  process  pid 4711  incarnation 3  alive\n",
             "  Degraded     True    ActionFailed  1m0s  disk full\n",
+            "What to do:\n  ActionFailed: The message says what was tried",
             "  Warning  Died    11s (x2 over 1m0s)  exit status 1\n",
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");

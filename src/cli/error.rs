@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use super::{Exit, Term};
 use crate::config::{ConfigurationError, LockError, StateError};
 use crate::control::ControlError;
+use crate::push::PushError;
+use crate::reasons::Reason;
 use crate::reconcile::ReconcileError;
 
 /// Why a command could not run.
@@ -69,9 +71,9 @@ impl CliError {
     }
 
     /// What a person can do about it.
-    fn hint(&self) -> Option<String> {
+    pub(super) fn hint(&self) -> Option<String> {
         match self {
-            Self::State(error) => error.hint(),
+            Self::State(error) => error.hint().or_else(|| self.reason().explain().to_do.map(str::to_owned)),
             Self::Usage { hint, .. } => hint.clone(),
             Self::Lock(LockError::Held { .. }) => {
                 Some("one stead acts on a state at a time; stop it, wait for it, or use another --state-dir".to_owned())
@@ -79,7 +81,44 @@ impl CliError {
             Self::Control(ControlError::TimedOut(_)) => {
                 Some("look at its log; it can be killed and started again without harm to any VM".to_owned())
             }
-            _ => None,
+            _ => self.reason().explain().to_do.map(str::to_owned),
+        }
+    }
+
+    /// Its reason, as `stead explain` knows it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::State(error) => match error {
+                StateError::WrongOwner { .. } => Reason::StateOfAnotherUser,
+                StateError::WritableByOthers { .. } => Reason::StateWritableByOthers,
+                StateError::NotAFolder(_) => Reason::StateNoFolder,
+                StateError::OtherRunDir { .. } => Reason::StateOfAnotherRunDir,
+                StateError::Newer { .. } => Reason::StateNewer,
+                StateError::Corrupt { .. } => Reason::StateCorrupt,
+                StateError::RunDirTooLong(_) => Reason::RunDirTooLong,
+                StateError::Io { .. } => Reason::StateInaccessible,
+            },
+            Self::Configuration(_) => Reason::ConfigurationInvalid,
+            Self::Lock(LockError::Held { .. }) => Reason::LockHeld,
+            Self::Lock(LockError::Io { .. }) => Reason::LockFailed,
+            Self::Reconcile(error) => match error {
+                ReconcileError::State { .. } => Reason::StateUnlistable,
+                ReconcileError::Control { .. } => Reason::ControlSocketFailed,
+                ReconcileError::Push(PushError::Token(_)) => Reason::TokenUnfit,
+                ReconcileError::Push(PushError::Listen { .. }) => Reason::PushAddressUnusable,
+                ReconcileError::Worker(_) => Reason::Bug,
+            },
+            Self::Control(error) => match error {
+                ControlError::TimedOut(_) => Reason::DaemonSilent,
+                ControlError::Stranger { .. } => Reason::DaemonStranger,
+                ControlError::Nonsense(_) => Reason::DaemonNonsense,
+                ControlError::Io { .. } => Reason::DaemonUnreachable,
+            },
+            Self::Usage { .. } => Reason::BadRequest,
+            Self::Io { .. } => Reason::SystemRefused,
+            Self::Watch(_) => Reason::WatchFailed,
+            Self::Format(_) => Reason::Bug,
+            Self::Output(_) | Self::ReaderGone => Reason::OutputFailed,
         }
     }
 
@@ -109,8 +148,8 @@ pub fn report(error: &CliError, term: Term) {
     let _ = io::stderr().write_all(describe(error, term).as_bytes());
 }
 
-/// An error with its causes, in one line.
-pub(super) fn describe_plainly(error: &CliError) -> String {
+/// An error with its causes, in one line where they are.
+pub(super) fn in_full(error: &CliError) -> String {
     let mut parts = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -121,9 +160,11 @@ pub(super) fn describe_plainly(error: &CliError) -> String {
 }
 
 fn describe(error: &CliError, term: Term) -> String {
-    let text = format!("{} {}", term.err.bad("error:"), describe_plainly(error));
     let hint = error.hint().map_or_else(String::new, |hint| format!("{} {hint}\n", term.err.strong("hint:")));
-    format!("{text}\n{hint}")
+    // What is wrong with a question says it all.
+    let reason = Some(error.reason()).filter(|reason| *reason != Reason::BadRequest);
+    let reason = reason.map_or_else(String::new, |reason| format!("{} {reason}\n", term.err.strong("reason:")));
+    format!("{} {}\n{hint}{reason}", term.err.bad("error:"), in_full(error))
 }
 
 #[cfg(test)]
@@ -137,6 +178,7 @@ mod tests {
         let error = CliError::State(StateError::Io { what: "make", path: "/var/lib/stead".into(), source: denied });
         let text = describe(&error, Term::new(ColorChoice::Never));
         assert!(text.starts_with("error: could not make /var/lib/stead: permission denied\nhint: "), "{text}");
+        assert!(text.ends_with("\nreason: StateInaccessible\n"), "{text}");
     }
 
     #[test]

@@ -32,6 +32,24 @@ pub(super) enum Ending<'a> {
 }
 
 impl Exit {
+    /// Each of them.
+    pub(super) const ALL: [Self; 6] =
+        [Self::Converged, Self::Failed, Self::Unconverged, Self::Pending, Self::Gated, Self::Locked];
+
+    /// What it means.
+    pub(super) fn meaning(self) -> &'static str {
+        match self {
+            Self::Converged => "Done, or nothing to do.",
+            Self::Failed => "Could not run, or bad input. The error says what to do.",
+            Self::Unconverged => {
+                "Finished, but a VM failed, is held or is backing off, or the time was up; of `doctor`, a check failed."
+            }
+            Self::Pending => "Changes are pending (`plan`, `reconcile --dry-run`, `gc --dry-run`).",
+            Self::Gated => "A safety gate refused: `stead plan` shows which, and the digest to approve.",
+            Self::Locked => "Another stead works on this state: try again later.",
+        }
+    }
+
     /// The exit status of an ending. A gate comes first: it is what a person has to decide, and it stays until then.
     pub(super) fn of(ending: Ending<'_>) -> Self {
         let plan = match ending {
@@ -144,7 +162,6 @@ mod tests {
 
     #[test]
     fn the_numbers_are_those_that_scripts_know() {
-        let all = [Exit::Converged, Exit::Failed, Exit::Unconverged, Exit::Pending, Exit::Gated, Exit::Locked];
-        assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 75]);
+        assert_eq!(Exit::ALL.map(|exit| exit as u8), [0, 1, 2, 3, 4, 75]);
     }
 }

@@ -175,6 +175,11 @@ pub struct Flags {
 impl Flags {
     /// What was set, with what holds otherwise.
     pub(super) fn settings(&self, environment: &Environment) -> Result<Settings, CliError> {
+        self.settings_by(self.configuration(environment)?, environment)
+    }
+
+    /// The same as if the configuration file said this.
+    pub(super) fn settings_by(&self, configured: Configured, environment: &Environment) -> Result<Settings, CliError> {
         let homeless = |flag: &str| CliError::Usage {
             message: format!("there is no default for --{flag}: HOME is not set"),
             hint: Some(format!("set HOME, or --{flag}")),
@@ -182,7 +187,6 @@ impl Flags {
         let state_dir = self.state_dir.clone().or_else(|| environment.default_state_dir());
         let state_dir = state_dir.ok_or_else(|| homeless("state-dir"))?;
         let run_dir = self.run_dir.clone().unwrap_or_else(|| environment.default_run_dir(&state_dir));
-        let configured = self.configuration(environment)?;
         Ok(Settings {
             host: Arc::new(environment.host(&configured)),
             push: configured.push.filter(|_| self.manifests.is_none()),

@@ -6,8 +6,10 @@ mod approve;
 mod completions;
 mod delete;
 mod describe;
+mod doctor;
 mod error;
 mod exit;
+mod explain;
 mod flags;
 mod follow;
 mod gc;
@@ -36,6 +38,7 @@ mod watch;
 
 pub use error::{CliError, report};
 pub use exit::Exit;
+pub use explain::catalogue;
 pub use flags::{Flags, LogFormat};
 pub use term::{ColorChoice, Term};
 
@@ -108,6 +111,10 @@ pub enum Command {
     Rollback(rollback::Args),
     /// Free what VMs left in the kernel and nothing accounts for
     Gc(gc::Args),
+    /// Check this host, and say how to mend what is wrong
+    Doctor(doctor::Args),
+    /// Say what a reason means, and what to do
+    Explain(explain::Args),
     /// Check manifests without touching the host
     Validate(validate::Args),
     /// Print the JSON Schema of manifests or the configuration, for editors
@@ -183,6 +190,8 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Sync(args) => sync::execute(context, &args),
         Command::Rollback(args) => rollback::execute(context, args),
         Command::Gc(args) => gc::execute(context, &args),
+        Command::Doctor(args) => doctor::execute(context, &args),
+        Command::Explain(args) => explain::execute(context, &args),
         Command::Validate(args) => validate::execute(context, &args),
         Command::Schema(args) => schema::execute(context, &args),
         Command::Completions(args) => completions::execute(context, &args),

@@ -81,7 +81,7 @@ pub(super) fn validate(paths: &[PathBuf], settings: &Settings) -> Result<Validat
                 path: source.0.clone().into(),
                 place: None,
                 message: why.clone(),
-                hint: None,
+                hint: Some("name what is there and can be read".to_owned()),
                 snippet: None,
             }));
         }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::table::{age, align, one_line};
 use super::{CliError, Context, Exit, view};
 use crate::config::{Source, SourceKind};
+use crate::reasons::Reason;
 use crate::reconcile::{Stead, sync_state};
 use crate::state::{AppliedCommit, SyncState};
 use crate::sync::GitSource;
@@ -105,11 +106,11 @@ fn lines(shown: &[(&Source, Option<SyncState>)], now: Timestamp) -> Vec<String> 
 /// How following it goes, in a word.
 fn status(git: &GitSource, state: &SyncState) -> String {
     match (&state.failure, &state.applied) {
-        _ if git.suspend => "Suspended".to_owned(),
-        _ if state.pinned => "RolledBack".to_owned(),
+        _ if git.suspend => Reason::Suspended.to_string(),
+        _ if state.pinned => Reason::RolledBack.to_string(),
         (Some(failure), _) => failure.reason.clone(),
-        (None, Some(_)) => "Followed".to_owned(),
-        (None, None) => "NeverSynced".to_owned(),
+        (None, Some(_)) => Reason::Followed.to_string(),
+        (None, None) => Reason::NeverSynced.to_string(),
     }
 }
 

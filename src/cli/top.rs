@@ -27,7 +27,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::act::ANSWER_BOUND;
-use super::error::describe_plainly;
+use super::error::in_full;
 use super::follow::Follower;
 use super::view::Looker;
 use super::watch::Changes;
@@ -271,7 +271,7 @@ fn begin(layout: &Layout, vm: VmName, state: &mut State) -> Option<Open> {
             Some(open)
         }
         Err(error) => {
-            state.update(Event::Unprinted(describe_plainly(&error)));
+            state.update(Event::Unprinted(in_full(&error)));
             None
         }
     }
@@ -299,7 +299,7 @@ fn preview_for(context: &Context, events: UnboundedSender<Event>) {
     let context = Context::new(context.flags.clone());
     aside(move || {
         let held = context.reader().and_then(|stead| Ok(Held::of(&preview(&stead, AllowPrune::default())?)));
-        let _ = events.send(Event::Held(held.map_err(|error| describe_plainly(&error))));
+        let _ = events.send(Event::Held(held.map_err(|error| in_full(&error))));
     });
 }
 
@@ -314,7 +314,7 @@ fn approve(layout: &Layout, digest: String, events: UnboundedSender<Event>) {
             }
             Ok(Some(_)) => Err("the running stead's answer makes no sense".to_owned()),
             Ok(None) => Err(format!("no `stead run` is at work; `stead approve {digest}` acts by itself")),
-            Err(error) => Err(describe_plainly(&error.into())),
+            Err(error) => Err(in_full(&error.into())),
         };
         let _ = events.send(Event::Answered(answer));
     });

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{ParseError, parse_bytes, parse_duration};
 use crate::desired::SourceName;
@@ -86,12 +87,15 @@ struct Configuration {
     _kind: String,
     /// Where manifests come from; otherwise the usual folder. A VM belongs to the source that declared it first.
     #[serde(default)]
+    #[schemars(extend("default" = Value::Null))]
     sources: Option<Vec<SourceEntry>>,
     /// What VMs that are for one of many hosts know this one by.
     #[serde(default)]
+    #[schemars(extend("default" = json!({})))]
     host: HostEntry,
     /// Where a git server's hook can have git sources asked at once.
     #[serde(default)]
+    #[schemars(extend("default" = Value::Null))]
     push: Option<PushEntry>,
 }
 
@@ -125,9 +129,11 @@ struct SourceEntry {
     name: String,
     /// A folder on this host.
     #[serde(default)]
+    #[schemars(extend("default" = Value::Null))]
     folder: Option<FolderEntry>,
     /// A git repository.
     #[serde(default)]
+    #[schemars(extend("default" = Value::Null))]
     git: Option<GitEntry>,
 }
 
@@ -145,7 +151,7 @@ struct FolderEntry {
 struct GitEntry {
     /// Where it is: https, ssh or file; also http and git, where everybody on the way is trusted.
     url: String,
-    /// The branch that is followed.
+    /// The branch that is followed; `main` where neither `tag` nor `commit` says otherwise.
     #[serde(default)]
     branch: Option<String>,
     /// The tag that is followed.
@@ -159,21 +165,26 @@ struct GitEntry {
     path: Option<PathBuf>,
     /// How often it is asked: a minute otherwise.
     #[serde(default)]
+    #[schemars(extend("default" = "1m"))]
     interval: Option<String>,
     /// How long a fetch may take: a minute otherwise.
     #[serde(default)]
+    #[schemars(extend("default" = "1m"))]
     timeout: Option<String>,
     /// The largest file that git may write here, such as `256Mi`, which holds otherwise: what is larger is not fetched.
     #[serde(default)]
+    #[schemars(extend("default" = "256Mi"))]
     max_size: Option<String>,
     /// What a branch whose history was rewritten leads to.
     #[serde(default)]
+    #[schemars(extend("default" = "Hold"))]
     force_push: ForcePush,
     /// The private key that ssh uses, by its absolute path.
     #[serde(default)]
     ssh_key: Option<PathBuf>,
     /// Whose signature is asked for.
     #[serde(default)]
+    #[schemars(extend("default" = Value::Null))]
     verify: Option<VerifyEntry>,
     /// Leaves everything of it as it is.
     #[serde(default)]
@@ -201,6 +212,7 @@ struct VerifyEntry {
     allowed_signers: Option<PathBuf>,
 }
 
+/// What is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 enum VerifyMode {
     /// The commit that is followed.
@@ -234,7 +246,7 @@ pub fn read_configuration(file: &Path) -> Result<Option<Configured>, Configurati
 }
 
 /// The JSON Schema of the configuration file.
-pub fn configuration_schema() -> serde_json::Value {
+pub fn configuration_schema() -> Value {
     SchemaGenerator::default().into_root_schema_for::<Configuration>().to_value()
 }
 

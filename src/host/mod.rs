@@ -3,6 +3,7 @@
 //! `observed` is given only a [`HostView`], so that looking cannot change anything. Every call is synchronous and bounded
 //! in time; the loop runs them on blocking threads. API calls and file writes are effects like any other.
 
+pub mod checkup;
 pub mod devices;
 pub mod linux;
 pub mod sim;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::desired::Origin;
 use crate::names::{Backing, Incarnation, VmName};
+use crate::reasons::Reason;
 use crate::spec::{DeletionPolicy, Disk, Vm, VmmKind};
 use crate::state::{ExitRecord, Ledger};
 use crate::time::Deadline;
@@ -224,27 +225,32 @@ pub enum Hold {
 impl Hold {
     /// Its reason in one word, as conditions carry them.
     pub fn reason(&self) -> &'static str {
+        self.why().word()
+    }
+
+    /// Its reason.
+    pub fn why(&self) -> Reason {
         match self {
-            Self::Unread(_) => "StateUnread",
-            Self::IdentityUnknown(_) => "IdentityUnknown",
-            Self::Unhealthy(_) => "Unhealthy",
-            Self::Starting => "Starting",
-            Self::BackingOff { .. } => "BackingOff",
-            Self::Finished(_) => "Finished",
-            Self::InvalidManifest(_) => "InvalidManifest",
-            Self::Conflict(_) => "Conflict",
-            Self::SourceIncomplete(_) => "SourceIncomplete",
-            Self::PruneDelay(_) => "PruneDelay",
-            Self::Protected => "Protected",
-            Self::KeptHere => "KeptHere",
-            Self::FolderReplaced => "FolderReplaced",
-            Self::PruneCap { .. } => "PruneCap",
-            Self::Unclaimed => "Unclaimed",
-            Self::Suspended => "Suspended",
-            Self::OnRestart(_) => "OnRestart",
-            Self::BaseChanged(_) => "BaseChanged",
-            Self::Broken(_) => "Broken",
-            Self::Unmet(_) => "Unmet",
+            Self::Unread(_) => Reason::StateUnread,
+            Self::IdentityUnknown(_) => Reason::IdentityUnknown,
+            Self::Unhealthy(_) => Reason::Unhealthy,
+            Self::Starting => Reason::Starting,
+            Self::BackingOff { .. } => Reason::BackingOff,
+            Self::Finished(_) => Reason::Finished,
+            Self::InvalidManifest(_) => Reason::InvalidManifest,
+            Self::Conflict(_) => Reason::Conflict,
+            Self::SourceIncomplete(_) => Reason::SourceIncomplete,
+            Self::PruneDelay(_) => Reason::PruneDelay,
+            Self::Protected => Reason::Protected,
+            Self::KeptHere => Reason::KeptHere,
+            Self::FolderReplaced => Reason::FolderReplaced,
+            Self::PruneCap { .. } => Reason::PruneCap,
+            Self::Unclaimed => Reason::Unclaimed,
+            Self::Suspended => Reason::Suspended,
+            Self::OnRestart(_) => Reason::OnRestart,
+            Self::BaseChanged(_) => Reason::BaseChanged,
+            Self::Broken(_) => Reason::Broken,
+            Self::Unmet(_) => Reason::Unmet,
         }
     }
 
@@ -286,17 +292,18 @@ impl Action {
 
     /// The reason of the event that tells of it, as Kubernetes writes them.
     pub fn event_reason(&self) -> &'static str {
-        match self {
-            Self::Record { .. } => "Recorded",
-            Self::Persist { reason: PersistReason::Started } => "Started",
-            Self::Persist { .. } => "Adopted",
-            Self::PrepareDisk { .. } => "DiskPrepared",
-            Self::Start { .. } => "Starting",
-            Self::Teardown { .. } => "TornDown",
-            Self::Forget { .. } => "Deleted",
-            Self::Pause => "Paused",
-            Self::Resume => "Resumed",
-            Self::RepairTap { .. } => "Repaired",
-        }
+        let reason = match self {
+            Self::Record { .. } => Reason::Recorded,
+            Self::Persist { reason: PersistReason::Started } => Reason::Started,
+            Self::Persist { .. } => Reason::Adopted,
+            Self::PrepareDisk { .. } => Reason::DiskPrepared,
+            Self::Start { .. } => Reason::Starting,
+            Self::Teardown { .. } => Reason::TornDown,
+            Self::Forget { .. } => Reason::Deleted,
+            Self::Pause => Reason::Paused,
+            Self::Resume => Reason::Resumed,
+            Self::RepairTap { .. } => Reason::Repaired,
+        };
+        reason.word()
     }
 }

@@ -70,7 +70,7 @@ fn change(
     };
     match written.and_then(|()| stead.host.write_durable(&path, &encode(&ledger))) {
         Ok(()) => accepted(done),
-        Err(error) => refused(format!("writing {}: {error}", path.display())),
+        Err(error) => refused(format!("writing {}: {error}; mend that and ask again", path.display())),
     }
 }
 
@@ -92,7 +92,7 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
             *gates = approved;
             accepted(format!("approved {digest}"))
         }
-        Err(error) => refused(format!("writing {}: {error}", stead.layout.gates().display())),
+        Err(error) => refused(format!("writing {}: {error}; mend that and ask again", stead.layout.gates().display())),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::observed::{Fact, ObservedVm};
 use crate::plan::claims::Claims;
 use crate::plan::gates::Verdict;
 use crate::plan::{Action, Context, Hold, VmPlan};
+use crate::reasons;
 use crate::state::{GateState, Phase, encode};
 use crate::status::{self, NewEvent, Status};
 use crate::time::Now;
@@ -191,7 +192,7 @@ impl Shared {
                 Round::Failed(error, look_again) => {
                     let text = error.to_string();
                     tracing::warn!(vm = %name, "failed: {text}");
-                    events.push(NewEvent::warning("Failed", &text));
+                    events.push(NewEvent::warning(reasons::Reason::Failed.word(), &text));
                     let _ = progress.send(Progress::Failed { vm: name.clone(), error: text.clone() });
                     failure = Some(text);
                     if !look_again {
@@ -242,7 +243,7 @@ impl Shared {
                 if is_stop && is_new {
                     *changes += 1;
                     tracing::info!(vm = %name, action = action.kind(), "{action}: {what}");
-                    events.push(NewEvent::normal("Stopping", format!("{action}: {what}")));
+                    events.push(NewEvent::normal(reasons::Reason::Stopping.word(), format!("{action}: {what}")));
                 }
                 let _ = progress.send(Progress::Acting { vm: name.clone(), action: what.clone() });
                 let now = self.stead.host.now();
@@ -353,7 +354,7 @@ fn tell_holds(report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
     let held = status::holds_of(&report.plan);
     for hold in held.iter().filter(|hold| !before.contains(hold)) {
         tracing::warn!(vm = %name, "held: {hold}");
-        events.push(NewEvent::warning("Held", hold));
+        events.push(NewEvent::warning(reasons::Reason::Held.word(), hold));
     }
     if held.is_empty() && !before.is_empty() && report.changes == 0 {
         tracing::info!(vm = %name, "no longer held");

@@ -53,7 +53,7 @@ pub fn compute(previous: Option<&Status>, input: &StatusInput<'_>, new_events: V
         Condition {
             kind: verdict.kind,
             status: verdict.status,
-            reason: verdict.reason.to_owned(),
+            reason: verdict.reason.word().to_owned(),
             message: verdict.message,
             last_transition_time: flipped_at.unwrap_or(now.wall),
             observed_generation: input.generation,

@@ -4,18 +4,19 @@ use super::compute::StatusInput;
 use super::{ConditionStatus, ConditionType, VmPhase};
 use crate::observed::Record;
 use crate::plan::{Action, Hold};
+use crate::reasons::Reason;
 
 /// A condition before it is known when it last flipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub kind: ConditionType,
     pub status: ConditionStatus,
-    pub reason: &'static str,
+    pub reason: Reason,
     pub message: String,
 }
 
 impl Verdict {
-    fn new(kind: ConditionType, status: bool, reason: &'static str, message: impl Into<String>) -> Self {
+    fn new(kind: ConditionType, status: bool, reason: Reason, message: impl Into<String>) -> Self {
         let status = if status { ConditionStatus::True } else { ConditionStatus::False };
         Self { kind, status, reason, message: message.into() }
     }
@@ -32,25 +33,27 @@ fn ready(phase: VmPhase, input: &StatusInput<'_>) -> Verdict {
     let kind = ConditionType::Ready;
     if phase == VmPhase::Unknown {
         let message = held(input, |hold| matches!(hold, Hold::Unread(_) | Hold::IdentityUnknown(_)));
-        let reason = message.map_or("IdentityUnknown", Hold::reason);
+        let reason = message.map_or(Reason::IdentityUnknown, Hold::why);
         let message = message.map_or_else(|| "cannot tell whether its VMM lives".to_owned(), ToString::to_string);
         return Verdict { kind, status: ConditionStatus::Unknown, reason, message };
     }
     if super::compute::guest_runs(input.observed) && phase != VmPhase::Starting {
-        return Verdict::new(kind, true, "GuestRunning", "the guest runs");
+        return Verdict::new(kind, true, Reason::GuestRunning, "the guest runs");
     }
     let (reason, message) = match phase {
-        VmPhase::Paused => ("Paused", "the guest is paused"),
-        VmPhase::Stopped => ("Stopped", "no VMM runs, as declared"),
-        VmPhase::Starting => ("Starting", "the guest is not yet seen to run"),
-        VmPhase::Stopping => ("Stopping", "it is being torn down"),
-        VmPhase::BackingOff => ("BackingOff", "it waits after failures"),
-        VmPhase::Finished => ("Finished", "it ended, and its restartPolicy lets it rest"),
-        VmPhase::Unhealthy => ("Unhealthy", "its VMM does not answer"),
-        VmPhase::Invalid => ("InvalidManifest", "its manifest cannot be used"),
-        VmPhase::Pending => ("Unmet", "something it needs is not there"),
-        VmPhase::Dead => ("Dead", "its VMM is dead"),
-        VmPhase::Running | VmPhase::Unclaimed | VmPhase::Held | VmPhase::Unknown => ("GuestStopped", "no guest runs"),
+        VmPhase::Paused => (Reason::Paused, "the guest is paused"),
+        VmPhase::Stopped => (Reason::Stopped, "no VMM runs, as declared"),
+        VmPhase::Starting => (Reason::Starting, "the guest is not yet seen to run"),
+        VmPhase::Stopping => (Reason::Stopping, "it is being torn down"),
+        VmPhase::BackingOff => (Reason::BackingOff, "it waits after failures"),
+        VmPhase::Finished => (Reason::Finished, "it ended, and its restartPolicy lets it rest"),
+        VmPhase::Unhealthy => (Reason::Unhealthy, "its VMM does not answer"),
+        VmPhase::Invalid => (Reason::InvalidManifest, "its manifest cannot be used"),
+        VmPhase::Pending => (Reason::Unmet, "something it needs is not there"),
+        VmPhase::Dead => (Reason::Dead, "its VMM is dead"),
+        VmPhase::Running | VmPhase::Unclaimed | VmPhase::Held | VmPhase::Unknown => {
+            (Reason::GuestStopped, "no guest runs")
+        }
     };
     Verdict::new(kind, false, reason, message)
 }
@@ -65,29 +68,31 @@ fn progressing(input: &StatusInput<'_>) -> Verdict {
     if let Record::Valid(handles) = &input.observed.record
         && let Some(stopping) = &handles.stopping
     {
-        return Verdict::new(kind, true, "TearingDown", stopping.reason.clone());
+        return Verdict::new(kind, true, Reason::TearingDown, stopping.reason.clone());
     }
     let waits = |hold: &Hold| matches!(hold, Hold::Starting | Hold::BackingOff { .. } | Hold::PruneDelay(_));
     match held(input, waits).or_else(|| input.plan.holds.first()) {
-        Some(hold) => Verdict::new(kind, waits(hold), hold.reason(), hold.to_string()),
-        None => Verdict::new(kind, false, "Converged", "it is as declared"),
+        Some(hold) => Verdict::new(kind, waits(hold), hold.why(), hold.to_string()),
+        None => Verdict::new(kind, false, Reason::Converged, "it is as declared"),
     }
 }
 
 /// What an action is about, where it moves the VM.
-fn under_way(action: &Action) -> Option<(&'static str, String)> {
+fn under_way(action: &Action) -> Option<(Reason, String)> {
     match action {
         Action::Record { .. } | Action::Persist { .. } => None,
         Action::Start { incarnation, vmm, .. } => {
-            Some(("Starting", format!("to be started by {vmm}, life {incarnation}")))
+            Some((Reason::Starting, format!("to be started by {vmm}, life {incarnation}")))
         }
-        Action::Teardown { reason, .. } => Some(("TearingDown", reason.to_string())),
-        Action::PrepareDisk { disk, how } => Some(("PreparingDisk", format!("disk {}: {how}", disk.name))),
-        Action::Forget { .. } => Some(("Forgetting", "it was deleted".to_owned())),
-        Action::Pause => Some(("Pausing", "to be paused".to_owned())),
-        Action::Resume => Some(("Resuming", "to be resumed".to_owned())),
-        Action::RepairTap { tap, bridge: Some(bridge) } => Some(("Repairing", format!("{tap} goes back to {bridge}"))),
-        Action::RepairTap { tap, bridge: None } => Some(("Repairing", format!("{tap} comes off its bridge"))),
+        Action::Teardown { reason, .. } => Some((Reason::TearingDown, reason.to_string())),
+        Action::PrepareDisk { disk, how } => Some((Reason::PreparingDisk, format!("disk {}: {how}", disk.name))),
+        Action::Forget { .. } => Some((Reason::Forgetting, "it was deleted".to_owned())),
+        Action::Pause => Some((Reason::Pausing, "to be paused".to_owned())),
+        Action::Resume => Some((Reason::Resuming, "to be resumed".to_owned())),
+        Action::RepairTap { tap, bridge: Some(bridge) } => {
+            Some((Reason::Repairing, format!("{tap} goes back to {bridge}")))
+        }
+        Action::RepairTap { tap, bridge: None } => Some((Reason::Repairing, format!("{tap} comes off its bridge"))),
     }
 }
 
@@ -95,25 +100,30 @@ fn degraded(input: &StatusInput<'_>) -> Verdict {
     let kind = ConditionType::Degraded;
     // The first is the nearest to the cause; `describe` shows the others as holds and events.
     if let Some(error) = input.last_error {
-        return Verdict::new(kind, true, "ActionFailed", error);
+        return Verdict::new(kind, true, Reason::ActionFailed, error);
     }
     if let Some(hold) = held(input, needs_attention) {
-        return Verdict::new(kind, true, hold.reason(), hold.to_string());
+        return Verdict::new(kind, true, hold.why(), hold.to_string());
     }
     if let Record::Valid(handles) = &input.observed.record
         && !handles.blocked.is_empty()
     {
         let steps: Vec<_> = handles.blocked.iter().map(|(step, blocked)| format!("{step}: {}", blocked.why)).collect();
-        return Verdict::new(kind, true, "TeardownBlocked", format!("could not be freed yet: {}", steps.join("; ")));
+        return Verdict::new(
+            kind,
+            true,
+            Reason::TeardownBlocked,
+            format!("could not be freed yet: {}", steps.join("; ")),
+        );
     }
     if let Record::Flawed(why) = &input.observed.record {
-        return Verdict::new(kind, true, "RecordFlawed", format!("its record cannot be trusted: {why}"));
+        return Verdict::new(kind, true, Reason::RecordFlawed, format!("its record cannot be trusted: {why}"));
     }
-    Verdict::new(kind, false, "AsExpected", "nothing is wrong")
+    Verdict::new(kind, false, Reason::AsExpected, "nothing is wrong")
 }
 
 fn advisory(input: &StatusInput<'_>) -> Option<Verdict> {
-    let reason = if input.advisories.is_empty() { "Note" } else { "KnownVulnerability" };
+    let reason = if input.advisories.is_empty() { Reason::Note } else { Reason::KnownVulnerability };
     let told: Vec<&str> = input.advisories.iter().chain(&input.plan.notes).map(String::as_str).collect();
     (!told.is_empty()).then(|| Verdict::new(ConditionType::Advisory, true, reason, told.join("; ")))
 }

@@ -28,6 +28,12 @@ struct Advisory {
     cure: &'static str,
 }
 
+impl Advisory {
+    fn is_in(&self, version: Version) -> bool {
+        self.ranges.iter().any(|(first, last)| (*first..=*last).contains(&version))
+    }
+}
+
 const TABLE: &[Advisory] = &[
     Advisory {
         id: "CVE-2026-5747",
@@ -59,13 +65,16 @@ pub fn of(vmm: VmmKind, version: impl FnOnce() -> Option<String>) -> Vec<String>
 /// Known holes of a VMM of this version with these features in use. A version that cannot be read has none that are known.
 pub fn with_features(vmm: VmmKind, version: &str, features: &[Feature]) -> Vec<String> {
     let Some(number) = read_version(version) else { return Vec::new() };
-    let applies = |hole: &&Advisory| {
-        hole.vmm == vmm
-            && features.contains(&hole.feature)
-            && hole.ranges.iter().any(|(first, last)| (*first..=*last).contains(&number))
-    };
+    let applies = |hole: &&Advisory| hole.vmm == vmm && features.contains(&hole.feature) && hole.is_in(number);
     let say = |hole: &Advisory| format!("{}: {} {version}: {}; {}", hole.id, hole.vmm, hole.what, hole.cure);
     TABLE.iter().filter(applies).map(say).collect()
+}
+
+/// Holes of this version in parts that stead does not use: their ids, each with what it is in.
+pub fn unused(vmm: VmmKind, version: &str) -> Vec<String> {
+    let Some(number) = read_version(version) else { return Vec::new() };
+    let holes = TABLE.iter().filter(|hole| hole.vmm == vmm && !USED.contains(&hole.feature) && hole.is_in(number));
+    holes.map(|hole| format!("{} ({})", hole.id, hole.what)).collect()
 }
 
 /// `1.14.3`, `1.14.3-dev`: a suffix is left out, since a build of one's own has the holes of what it was built from.
@@ -116,6 +125,7 @@ mod tests {
     #[test]
     fn a_hole_in_what_stead_does_not_use_is_no_news() {
         assert!(of(VmmKind::Firecracker, || Some("1.14.0".to_owned())).is_empty());
+        assert_eq!(unused(VmmKind::Firecracker, "1.12.1"), ["CVE-2026-1386 (a hole in the jailer)"]);
         assert!(with_features(VmmKind::Qemu, "1.14.0", &[Feature::Pci, Feature::Jailer]).is_empty());
     }
 

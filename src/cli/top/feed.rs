@@ -13,7 +13,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::state::{Daemon, Event, Sample};
-use crate::cli::error::describe_plainly;
+use crate::cli::error::in_full;
 use crate::cli::view::{Looker, View, Views};
 use crate::cli::{CliError, Context};
 use crate::control::{Reply, Request, ask};
@@ -197,7 +197,7 @@ impl Thread {
         }
         match self.watcher.watch(&vms, RecursiveMode::Recursive) {
             Ok(()) => self.watches = true,
-            Err(error) => self.tell(Event::LookFailed(describe_plainly(&CliError::Watch(error)))),
+            Err(error) => self.tell(Event::LookFailed(in_full(&CliError::Watch(error)))),
         }
         self.watches
     }
@@ -211,7 +211,7 @@ impl Thread {
                 self.vms = views.vms.iter_mut().map(|view| (view.name.clone(), seen(view))).collect();
                 self.tell(Event::All(views));
             }
-            Err(error) => self.tell(Event::LookFailed(describe_plainly(&error))),
+            Err(error) => self.tell(Event::LookFailed(in_full(&error))),
         }
     }
 
@@ -229,7 +229,7 @@ impl Thread {
                     }
                     looked.push((vm, view));
                 }
-                Err(error) => self.tell(Event::LookFailed(describe_plainly(&error))),
+                Err(error) => self.tell(Event::LookFailed(in_full(&error))),
             }
         }
         self.tell(Event::Some(looked, moment));

@@ -88,7 +88,9 @@ pub(super) fn reserve() -> io::Result<()> {
 
 impl Slots {
     fn new() -> io::Result<Self> {
-        let nothing: OwnedFd = File::open("/dev/null")?.into();
+        let nothing = File::open("/dev/null")
+            .map_err(|cause| super::error(cause.kind(), format!("/dev/null: {cause}; is /dev mounted?")))?;
+        let nothing = OwnedFd::from(nothing);
         // Above those that the child's own input and outputs get.
         let slot = || fcntl_dupfd_cloexec(&nothing, 3);
         let files = [slot()?, slot()?, slot()?, slot()?];

@@ -21,7 +21,7 @@ use crate::vmm::{firecracker, qemu};
 const FRESH: Duration = Duration::from_millis(100);
 
 /// How long a program may take to tell its version.
-const VERSION_BOUND: Duration = Duration::from_secs(5);
+pub(super) const VERSION_BOUND: Duration = Duration::from_secs(5);
 
 nix::ioctl_write_int_bad!(
     /// `KVM_GET_API_VERSION` (linux/kvm.h). Its argument must be 0: one that is left out is whatever stands in the register,
@@ -107,7 +107,7 @@ fn program(configured: Option<&Path>, default: &str, advice: &str) -> Result<Pro
 }
 
 /// The absolute path of a program: as it is if it has a `/`, else found in `PATH`.
-fn find(wanted: &Path) -> Option<PathBuf> {
+pub(super) fn find(wanted: &Path) -> Option<PathBuf> {
     let is_program = |path: &Path| {
         fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     };
@@ -131,7 +131,7 @@ fn check_kvm(device: &Path) -> Result<(), String> {
         io::ErrorKind::PermissionDenied => format!(
             "{shown} may not be opened by this user: add the user to the group kvm (usermod -aG kvm USER) and log in again"
         ),
-        _ => format!("{shown} cannot be opened: {error}"),
+        _ => format!("{shown} cannot be opened ({error}): see what the kernel logs of kvm (dmesg)"),
     })?;
     // SAFETY: the request takes no argument and writes no memory of ours; on another device it fails.
     match unsafe { kvm_get_api_version(file.as_raw_fd(), 0) } {
@@ -139,7 +139,10 @@ fn check_kvm(device: &Path) -> Result<(), String> {
         Ok(version) => {
             Err(format!("{shown} has API version {version}, and VMMs need {KVM_API_VERSION}: update the kernel"))
         }
-        Err(errno) => Err(format!("{shown} does not answer as KVM does: {errno}")),
+        Err(errno) => Err(format!(
+            "{shown} does not answer as KVM does ({}): it is something else; remove it, and load kvm_intel or kvm_amd anew",
+            errno.desc()
+        )),
     }
 }
 

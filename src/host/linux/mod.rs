@@ -11,6 +11,7 @@
 mod arenas;
 mod birth;
 mod cgroup;
+pub mod checkup;
 mod clock;
 pub mod conversation;
 mod device_mapper;
