@@ -10,12 +10,14 @@
 //! [`reconcile`] draws this picture in code. The rooms:
 
 pub mod act;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod desired;
 pub mod host;
 pub mod http;
+pub mod metrics;
 pub mod names;
 pub mod observed;
 pub mod plan;

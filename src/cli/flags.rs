@@ -185,6 +185,7 @@ impl Flags {
         let configured = self.configuration(environment)?;
         Ok(Settings {
             host: Arc::new(environment.host(&configured)),
+            metrics: configured.metrics.clone(),
             push: configured.push.filter(|_| self.manifests.is_none()),
             sources: self.sources(configured.sources, environment).ok_or_else(|| homeless("manifests"))?,
             run_dir,

@@ -7,12 +7,14 @@ mod completions;
 mod delete;
 mod describe;
 mod error;
+mod events;
 mod exit;
 mod flags;
 mod follow;
 mod gc;
 mod get;
 mod holdings;
+mod logging;
 mod logs;
 mod once;
 mod parts;
@@ -36,6 +38,7 @@ mod watch;
 pub use error::{CliError, report};
 pub use exit::Exit;
 pub use flags::{Flags, LogFormat};
+pub use logging::start as start_logging;
 pub use term::{ColorChoice, Term};
 
 use clap::{Parser, Subcommand};
@@ -87,6 +90,8 @@ pub enum Command {
     Get(get::Args),
     /// Show everything about one VM
     Describe(describe::Args),
+    /// Show what was done here, and what was held back
+    Events(events::Args),
     /// Show the guest's console, or the VMM's own log
     Logs(logs::Args),
     /// Restart a VM once
@@ -163,6 +168,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Plan(args) => plan::execute(context, &args),
         Command::Get(args) => get::execute(context, &args),
         Command::Describe(args) => describe::execute(context, &args),
+        Command::Events(args) => events::execute(context, &args),
         Command::Logs(args) => logs::execute(context, &args),
         Command::Restart(args) => restart::execute(context, args),
         Command::Delete(args) => delete::execute(context, args),
