@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
@@ -38,16 +39,16 @@ fn get(host: &Host, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-fn value(page: &str, series: &str) -> f64 {
+fn value<T: FromStr<Err: std::fmt::Debug>>(page: &str, series: &str) -> T {
     let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{series} is not in\n{page}")).parse().unwrap()
 }
 
 /// Waits until a time series has this value.
 #[track_caller]
-fn until(host: &Host, series: &str, expected: f64) {
+fn until(host: &Host, series: &str, expected: u64) {
     wait(&format!("{series} is {expected}; log:\n{}", host.log()), || {
-        (value(&get(host, "/metrics").1, series) == expected).then_some(())
+        (value::<u64>(&get(host, "/metrics").1, series) == expected).then_some(())
     });
 }
 
@@ -57,35 +58,35 @@ fn a_vm_is_counted_through_its_start_its_crash_and_its_end_and_prometheus_unders
     host.apply("web.yaml", &manifest("web", Vmm::Firecracker));
     host.start_daemon();
     let first = host.running("web");
-    until(&host, "stead_vms{phase=\"Running\"}", 1.0);
-    until(&host, "stead_vm_conditions{type=\"Ready\",status=\"True\"}", 1.0);
+    until(&host, "stead_vms{phase=\"Running\"}", 1);
+    until(&host, "stead_vm_conditions{type=\"Ready\",status=\"True\"}", 1);
     wait("it is ready", || (get(&host, "/readyz").0 == 200).then_some(()));
     assert_eq!(get(&host, "/healthz"), (200, "ok\n".to_owned()));
     let page = get(&host, "/metrics").1;
-    assert_eq!(value(&page, "stead_actions_total{action=\"start\",outcome=\"done\"}"), 1.0);
-    assert_eq!(value(&page, "stead_full_pass_duration_seconds_count{depth=\"thorough\"}"), 1.0);
-    assert_eq!(value(&page, "stead_source_complete{source=\"manifests\"}"), 1.0);
-    let passed = value(&page, "stead_last_full_pass_timestamp_seconds{depth=\"thorough\"}");
+    assert_eq!(value::<u64>(&page, "stead_actions_total{action=\"start\",outcome=\"done\"}"), 1);
+    assert_eq!(value::<u64>(&page, "stead_full_pass_duration_seconds_count{depth=\"thorough\"}"), 1);
+    assert_eq!(value::<u64>(&page, "stead_source_complete{source=\"manifests\"}"), 1);
+    let passed: f64 = value(&page, "stead_last_full_pass_timestamp_seconds{depth=\"thorough\"}");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((now - 120.0..=now + 1.0).contains(&passed), "{passed} is not just before {now}");
 
     signal(first.pid, Signal::KILL);
     let second = wait("a second life", || host.life("web").filter(|life| life.incarnation == 2));
-    until(&host, "stead_vm_restarts_total", 1.0);
-    until(&host, "stead_actions_total{action=\"start\",outcome=\"done\"}", 2.0);
-    assert!(value(&get(&host, "/metrics").1, "stead_wakeups_total{reason=\"Exited\"}") >= 1.0);
+    until(&host, "stead_vm_restarts_total", 1);
+    until(&host, "stead_actions_total{action=\"start\",outcome=\"done\"}", 2);
+    assert!(value::<u64>(&get(&host, "/metrics").1, "stead_wakeups_total{reason=\"Exited\"}") >= 1);
 
     host.apply("bad.yaml", "kind: [\n");
-    until(&host, "stead_manifest_problems", 1.0);
-    until(&host, "stead_source_complete{source=\"manifests\"}", 0.0);
+    until(&host, "stead_manifest_problems", 1);
+    until(&host, "stead_source_complete{source=\"manifests\"}", 0);
     host.remove("bad.yaml");
-    until(&host, "stead_manifest_problems", 0.0);
+    until(&host, "stead_manifest_problems", 0);
 
     host.daemon_signal(Signal::HUP);
-    until(&host, "stead_full_pass_duration_seconds_count{depth=\"thorough\"}", 2.0);
+    until(&host, "stead_full_pass_duration_seconds_count{depth=\"thorough\"}", 2);
     host.remove("web.yaml");
     host.gone("web", &second);
-    until(&host, "stead_vms{phase=\"Running\"}", 0.0);
+    until(&host, "stead_vms{phase=\"Running\"}", 0);
 
     let page = get(&host, "/metrics").1;
     let mut promtool = Command::new(bed("bin/promtool"));
@@ -140,7 +141,7 @@ fn who_scrapes_costs_little_and_who_does_not_nothing() {
         host.apply(&format!("{name}.yaml"), &manifest(&name, Vmm::Firecracker));
     }
     host.start_daemon();
-    until(&host, "stead_vms{phase=\"Running\"}", 20.0);
+    until(&host, "stead_vms{phase=\"Running\"}", 20);
     wait("the first pass is through", || (get(&host, "/readyz").0 == 200).then_some(()));
     // Whatever follows a start has ended when nothing happens for a while.
     let pid = host.daemon_pid();

@@ -80,11 +80,12 @@ fn rotate(path: &Path, before: &Path, full: &File) -> io::Result<bool> {
 mod tests {
     use super::*;
 
+    const LIMIT: u64 = 40_000;
+
     #[test]
     fn many_append_at_once_and_no_line_is_lost_or_cut_also_when_the_log_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         let (path, before) = (folder.path().join("log"), folder.path().join("log.1"));
-        const LIMIT: u64 = 40_000;
         std::thread::scope(|scope| {
             for writer in 0..4 {
                 let (path, before) = (&path, &before);
