@@ -11,7 +11,7 @@ pub mod table;
 mod text;
 
 pub use pulse::Pulse;
-pub use serve::{CONTENT_TYPE, MetricsError, Server};
+pub use serve::{CONTENT_TYPE, Listener, MetricsError, Server};
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -294,6 +294,8 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let unserved = |source| ReconcileError::Control { path: socket.clone(), source };
     stead.host.make_folder(&stead.layout.run_dir).map_err(unserved)?;
     let pushes = stead.pushes()?;
+    // Whatever is wrong with where it is to be heard is said before anybody hears of it.
+    let scraped = stead.settings.metrics.as_ref().map(metrics::Listener::bind).transpose()?;
     let listener = control::bind(&stead.layout).map_err(unserved)?;
     let server = tokio::spawn(control::serve(listener, Arc::new(ToEngine(requests))));
     let host = Arc::clone(&stead.host);
@@ -304,12 +306,12 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let resync = stead.settings.resync;
     tell_of_cgroups(&*stead.host);
     tell_of_open_sources(&stead);
-    let (settings, pulse) = (stead.settings.clone(), Arc::new(Pulse::default()));
+    let pulse = Arc::new(Pulse::default());
     // Nobody looks on: what its turns tell of their progress is in the log.
     let (mut engine, _) = Engine::new(stead.clone(), AllowPrune::default(), None, sources);
     let mut syncs = Syncs::new(&stead, engine.metrics());
-    let serve = |address| metrics::Server::start(address, engine.metrics(), Arc::clone(&pulse));
-    let _metrics = settings.metrics.as_ref().map(serve).transpose()?;
+    let serve = |scraped: metrics::Listener| scraped.serve(engine.metrics(), Arc::clone(&pulse));
+    let _metrics = scraped.map(serve).transpose()?;
     pulse.during(engine.settle()).await;
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());

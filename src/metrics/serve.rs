@@ -30,16 +30,32 @@ pub struct Server {
     _http: http::Server,
 }
 
-impl Server {
-    /// Serves these metrics, and how the loop with this pulse is.
+/// An address that is listened on: who asks waits until they are served.
+#[derive(Debug)]
+pub struct Listener {
+    address: Address,
+    http: http::Listener,
+}
+
+impl Listener {
+    /// Listens.
     ///
     /// # Errors
     /// Where the address is in use, or cannot be listened on.
-    pub fn start(address: &Address, metrics: Arc<Metrics>, pulse: Arc<Pulse>) -> Result<Self, MetricsError> {
+    pub fn bind(address: &Address) -> Result<Self, MetricsError> {
+        let failed = |source| MetricsError { address: address.clone(), source };
+        Ok(Self { http: http::bind(address).map_err(failed)?, address: address.clone() })
+    }
+
+    /// Serves these metrics, and how the loop with this pulse is.
+    ///
+    /// # Errors
+    /// Where the kernel gives no thread for it.
+    pub fn serve(self, metrics: Arc<Metrics>, pulse: Arc<Pulse>) -> Result<Server, MetricsError> {
         let endpoint = Endpoint { metrics, pulse, turn_bound: TURN_BOUND };
-        let serve = || http::serve(http::bind(address)?, "metrics", endpoint);
-        let http = serve().map_err(|source| MetricsError { address: address.clone(), source })?;
-        Ok(Self { _http: http })
+        let served = http::serve(self.http, "metrics", endpoint);
+        let http = served.map_err(|source| MetricsError { address: self.address, source })?;
+        Ok(Server { _http: http })
     }
 }
 
