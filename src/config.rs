@@ -20,6 +20,7 @@ use std::time::Duration;
 use nix::sys::utsname::UtsName;
 
 use crate::desired::hosts::HostIdentity;
+use crate::http::Address;
 use crate::plan::Policy;
 use crate::push::Push;
 
@@ -45,6 +46,8 @@ pub struct Settings {
     pub host: Arc<HostIdentity>,
     /// Where a git server can tell of a push, if anywhere.
     pub push: Option<Push>,
+    /// Where metrics can be scraped, if anywhere.
+    pub metrics: Option<Address>,
     /// STATE, as it was named.
     pub state_dir: PathBuf,
     /// RUN, to which the state's own folder is added.

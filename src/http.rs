@@ -50,7 +50,7 @@ struct Patience {
     connection: Duration,
 }
 
-/// An answer: its body is a line or a few of text.
+/// An answer, whose body is text.
 pub type Answer = hyper::Response<String>;
 
 /// Who asks.

@@ -10,6 +10,7 @@
 //! [`reconcile`] draws this picture in code. The rooms:
 
 pub mod act;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -17,6 +18,7 @@ pub mod desired;
 pub mod doctor;
 pub mod host;
 pub mod http;
+pub mod metrics;
 pub mod names;
 pub mod observed;
 pub mod plan;

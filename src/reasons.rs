@@ -12,6 +12,8 @@ pub enum About {
     Event,
     /// A git source.
     Source,
+    /// Something that was done for the host as a whole, or that somebody asked for.
+    Host,
     /// A command that could not run.
     Command,
 }
@@ -146,6 +148,16 @@ reasons! {
         => "The message says what was tried and why it failed. It is tried again after a wait.";
     Event Held: "Something that is wanted is not done now. The message says why, and the conditions carry that reason.";
 
+    // What `stead events` tells beside that.
+    Host Requested: "Somebody asked for something, and it will be done.";
+    Host Synced: "Another commit of a git source is in force.";
+    Host SyncFailed: "A git source could not be synced. What was in force stays so."
+        => "The message says why; `stead sources NAME` has the source's own reason.";
+    Host Collected: "An orphan was freed: a kernel object of this state's that no record named.";
+    Host CollectFailed: "An orphan could not be freed. It is tried again."
+        => "The message says who uses it, or what the kernel said.";
+    Host TrashEmptied: "Disks of a deleted VM were removed: they had been in the trash for seven days.";
+
     // Of git sources.
     Source Followed: "The source's commit is in force here.";
     Source NeverSynced: "Nothing of the source was fetched yet."
@@ -206,6 +218,8 @@ reasons! {
         => "See what is in its place in the run folder, and remove that.";
     Command TokenUnfit: "The token of `push` cannot be read, or keeps no secret."
         => "Make one: openssl rand -hex 32 >FILE; chmod 600 FILE.";
+    Command MetricsAddressUnusable: "stead cannot listen for metrics where the configuration says."
+        => "See who listens there (ss -lntx), or choose another `listen`.";
     Command PushAddressUnusable: "stead cannot listen for pushes where the configuration says."
         => "See who listens there (ss -lntx), or choose another `listen`.";
     Command DaemonSilent: "The running stead did not answer in time."

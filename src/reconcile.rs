@@ -11,6 +11,7 @@ mod passes;
 mod requests;
 mod starts;
 mod syncs;
+mod telling;
 mod upkeep;
 mod worker;
 
@@ -24,11 +25,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::act::image_locks::ImageLocks;
 use crate::act::{Actor, Wake};
+use crate::audit;
 use crate::config::{Settings, Source, SourceKind};
 use crate::control::{self, Reply, Request};
 use crate::desired::sources::{Content, Number, Sources};
 use crate::desired::{Desired, Problem, SourceName};
 use crate::host::{HostFacts, HostOps};
+use crate::metrics::{self, Metrics, MetricsError, Pulse, VmTallies};
 use crate::names::{Layout, VmName};
 use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
@@ -159,6 +162,9 @@ pub enum ReconcileError {
     /// Nobody can tell of a push.
     #[error(transparent)]
     Push(#[from] PushError),
+    /// Nobody can scrape metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A turn of a VM ended in a bug of stead's.
     #[error("a worker ended unexpectedly")]
     Worker(#[source] tokio::task::JoinError),
@@ -169,13 +175,25 @@ struct Memory {
     cache: HandleCache,
     images: ImageLocks,
     freeing: Freeing,
+    audit: audit::Writer,
+    metrics: Arc<Metrics>,
+    tallies: VmTallies,
     wake: Wake,
 }
 
 impl Memory {
     /// That of a stead that has just begun.
     fn new(wake: Wake) -> Self {
-        Self { cache: HandleCache::default(), images: ImageLocks::default(), freeing: Freeing::default(), wake }
+        let (cache, images, freeing) = (HandleCache::default(), ImageLocks::default(), Freeing::default());
+        let (audit, metrics, tallies) = (audit::Writer::default(), Arc::default(), VmTallies::default());
+        Self { cache, images, freeing, audit, metrics, tallies, wake }
+    }
+
+    /// Writes down what was done.
+    fn record(&self, stead: &Stead, entry: &audit::Entry) {
+        if !self.audit.write(&*stead.host, &stead.layout, entry) {
+            self.metrics.audit_lost();
+        }
     }
 }
 
@@ -218,6 +236,15 @@ impl Stead {
     fn syncer(&self, number: Number) -> Option<Syncer<'_>> {
         let (name, git) = self.git_source(number)?;
         Some(Syncer::new(&*self.host, name, git, &self.settings.host, self.layout.source(&name.0)))
+    }
+
+    /// Which commit of each git source is in force, where there is one.
+    fn commits(&self) -> BTreeMap<SourceName, String> {
+        let in_force = |number| {
+            let (name, _) = self.git_source(number)?;
+            Some((name.clone(), self.syncer(number)?.record().ok()?.applied?.commit))
+        };
+        (0..self.settings.sources.len()).filter_map(in_force).collect()
     }
 
     /// Who is listened to for pushes, if the configuration says where.
@@ -268,6 +295,8 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let unserved = |source| ReconcileError::Control { path: socket.clone(), source };
     stead.host.make_folder(&stead.layout.run_dir).map_err(unserved)?;
     let pushes = stead.pushes()?;
+    // Whatever is wrong with where it is to be heard is said before anybody hears of it.
+    let scraped = stead.settings.metrics.as_ref().map(metrics::Listener::bind).transpose()?;
     let listener = control::bind(&stead.layout).map_err(unserved)?;
     let server = tokio::spawn(control::serve(listener, Arc::new(ToEngine(requests))));
     let host = Arc::clone(&stead.host);
@@ -276,18 +305,23 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     let watches = sources.watch();
     let mut hangup = signal(tokio::signal::unix::SignalKind::hangup());
     let resync = stead.settings.resync;
-    let mut syncs = Syncs::new(&stead);
     tell_of_cgroups(&*stead.host);
     tell_of_open_sources(&stead);
+    let pulse = Arc::new(Pulse::default());
     // Nobody looks on: what its turns tell of their progress is in the log.
-    let (mut engine, _) = Engine::new(stead, AllowPrune::default(), None, sources);
-    engine.settle().await;
+    let (mut engine, _) = Engine::new(stead.clone(), AllowPrune::default(), None, sources);
+    let mut syncs = Syncs::new(&stead, engine.metrics());
+    let serve = |scraped: metrics::Listener| scraped.serve(engine.metrics(), Arc::clone(&pulse));
+    let _metrics = scraped.map(serve).transpose()?;
+    pulse.during(engine.settle()).await;
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
 
     tokio::pin!(shutdown);
     loop {
+        pulse.beat();
         engine.dispatch();
+        engine.measure();
         syncs.begin_due();
         let next_sync = syncs.next_due();
         tokio::select! {
@@ -299,7 +333,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
                 let mut ended = ended.map_err(ReconcileError::Worker)?;
                 syncs.take_in(&mut ended, engine.seed());
                 if let Some(desired) = ended.desired {
-                    engine.put_in_force(ended.source, desired);
+                    engine.put_in_force(ended.source, ended.commit, desired);
                 }
             }
             Some((request, reply)) = asked.recv() => match request {
@@ -308,6 +342,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             },
             names = pushed(pushes.as_ref()) => syncs.hasten_named(&names),
             () = at(next_sync) => {}
+            () = pulse.asked() => {}
             () = tokio::time::sleep_until(next_resync) => {
                 next_resync = full_pass(&mut engine, resync, Engine::resync);
             }
@@ -317,6 +352,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             }
         }
     }
+    pulse.end();
     // Who waits for an answer waits no longer than this: nothing more is begun.
     engine.refuse_all(STOPPING);
     drop(asked);
@@ -362,7 +398,7 @@ async fn at(moment: Option<tokio::time::Instant>) {
 
 /// Follows every git source once. Gives why some could not be.
 async fn follow_all(stead: &Stead) -> Result<BTreeMap<SourceName, String>, ReconcileError> {
-    let mut syncs = Syncs::new(stead);
+    let mut syncs = Syncs::new(stead, Arc::default());
     let mut unsynced = BTreeMap::new();
     syncs.begin_due();
     while let Some(ended) = syncs.ended().await {
@@ -405,6 +441,7 @@ fn full_pass(
         Err(error) => {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             tracing::warn!("the full pass is put off: {error}{cause}");
+            engine.metrics().pass_put_off();
             RESYNC_RETRY.min(resync)
         }
     };
@@ -498,24 +535,25 @@ pub fn look(stead: &Stead, only: Option<&VmName>) -> Result<Observed, ReconcileE
 /// Carries out what an acting command asks for, as far as it is to be written down; a pass does the rest. Takes for
 /// granted that the caller holds STATE/lock.
 pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError> {
-    let (cache, scan) = (HandleCache::default(), ProcessScan::default());
+    let (memory, scan) = (Memory::new(Arc::new(|_| ())), ProcessScan::default());
+    let note = |reply: Reply| {
+        requests::note(stead, &memory, request, &reply);
+        reply
+    };
     Ok(match request {
         Request::Restart { .. } | Request::Delete { .. } => {
             let desired = stead.sources().load();
-            requests::record(stead, &stead.looker(&cache, &scan), &desired, request)
+            note(requests::record(stead, &stead.looker(&memory.cache, &scan), &desired, request))
         }
         Request::Approve { digest } => {
             let held = preview(stead, AllowPrune::default())?.plan.digest;
-            requests::approve(stead, &mut stead.gates(), held.as_deref(), digest)
+            note(requests::approve(stead, &mut stead.gates(), held.as_deref(), digest))
         }
-        Request::Adopt { dir } => requests::adopt(stead, &Memory::new(Arc::new(|_| ())), &scan, dir).0,
-        Request::Gc => {
-            let memory = Memory::new(Arc::new(|_| ()));
-            match collect::collect(stead, &memory) {
-                Ok(collected) => collect::reply(&collected, &stead.host.now()),
-                Err(error) => requests::refused(format!("looking for orphans: {error}")),
-            }
-        }
+        Request::Adopt { dir } => requests::adopt(stead, &memory, &scan, dir).0,
+        Request::Gc => match collect::collect(stead, &memory) {
+            Ok(collected) => collect::reply(&collected, &stead.host.now()),
+            Err(error) => requests::refused(format!("looking for orphans: {error}")),
+        },
         Request::Sync { .. } | Request::RollBack { .. } => syncs::carry_out(stead, request),
         Request::Ping => requests::pong(),
     })

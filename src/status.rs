@@ -78,7 +78,7 @@ impl Status {
 }
 
 /// A VM's state in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum VmPhase {
     /// Its guest runs.
     Running,
@@ -108,6 +108,26 @@ pub enum VmPhase {
     Pending,
     /// Its VMM is dead, and nothing was done about it yet.
     Dead,
+}
+
+impl VmPhase {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Running,
+        Self::Paused,
+        Self::Stopped,
+        Self::Starting,
+        Self::Stopping,
+        Self::BackingOff,
+        Self::Finished,
+        Self::Unhealthy,
+        Self::Unknown,
+        Self::Unclaimed,
+        Self::Held,
+        Self::Invalid,
+        Self::Pending,
+        Self::Dead,
+    ];
 }
 
 impl fmt::Display for VmPhase {
@@ -151,6 +171,11 @@ pub enum ConditionType {
     Advisory,
 }
 
+impl ConditionType {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Progressing, Self::Degraded, Self::Advisory];
+}
+
 impl fmt::Display for ConditionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{self:?}"))
@@ -158,7 +183,7 @@ impl fmt::Display for ConditionType {
 }
 
 /// Whether a condition holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionStatus {
     /// It does.
     True,

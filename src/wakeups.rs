@@ -36,6 +36,12 @@ pub enum Reason {
     Request,
 }
 
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Startup, Self::Manifest, Self::Exited, Self::Deadline, Self::Resync, Self::Request];
+}
+
 /// The queue.
 #[derive(Debug, Default)]
 pub struct Wakeups {
@@ -160,6 +166,11 @@ impl Wakeups {
     /// Who waits for a worker, the next one first.
     pub fn ready(&self) -> impl Iterator<Item = &VmName> {
         self.ready.iter()
+    }
+
+    /// How many wait for a worker.
+    pub fn waiting(&self) -> usize {
+        self.ready.len()
     }
 
     /// Whether nobody works and nobody waits for a worker. Deadlines may be set.

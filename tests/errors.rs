@@ -56,29 +56,6 @@ fn every_reason_is_explained_by_the_command() {
     assert!(String::from_utf8(output.stderr).unwrap().ends_with("hint: is it BaseChanged?\n"));
 }
 
-/// No reason is written where the table does not know it.
-#[test]
-fn events_take_their_words_from_the_table() {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    let mut seen = 0;
-    while let Some(folder) = folders.pop() {
-        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let text = fs::read_to_string(&path).unwrap();
-            let is_test = path.file_stem().is_some_and(|stem| stem == "tests");
-            let code = text.split("#[cfg(test)]").next().filter(|_| !is_test).unwrap_or_default();
-            for call in ["NewEvent::normal(", "NewEvent::warning("] {
-                seen += code.matches(call).count();
-                assert!(!code.contains(&format!("{call}\"")), "{}: an event's reason is a `Reason`", path.display());
-            }
-        }
-    }
-    assert!(seen >= 4, "events are made where this test looks");
-}
-
 /// Those that were met.
 #[derive(Default)]
 struct Met(BTreeSet<Reason>);
@@ -108,7 +85,7 @@ fn each_reason_of_a_vm_occurs() {
         let observed = world.observed();
         for (name, vm_plan) in &plan.vms {
             let Some(vm) = observed.vms.get(name) else { continue };
-            vm_plan.actions.iter().for_each(|action| met.word(action.event_reason()));
+            vm_plan.actions.iter().for_each(|action| met.word(action.event_reason().word()));
             vm_plan.holds.iter().for_each(|hold| met.word(hold.reason()));
             let mut tell = |plan: &VmPlan, vm: &stead::observed::ObservedVm, error: Option<&str>, holes: &[String]| {
                 let input = StatusInput {
@@ -487,6 +464,8 @@ fn running(met: &mut Met) {
     home.write("token", &"0123456789abcdef".repeat(2));
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
+    let metrics = format!("sources: [{{name: a, folder: {{path: /nonexistent}}}}]\nmetrics: {{listen: '{address}'}}\n");
+    met.fails(Reason::MetricsAddressUnusable, &home.configured(&metrics, &["run"]));
     met.fails(Reason::PushAddressUnusable, &home.configured(&push(&address), &["run"]));
 
     let socket = layout.control_socket();

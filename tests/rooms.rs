@@ -21,6 +21,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("act", &["names", "spec", "time", "state", "host", "desired", "observed", "plan", "vmm"]),
     ("wakeups", &["names"]),
     ("status", &["names", "reasons", "spec", "time", "state", "host", "desired", "observed", "plan"]),
+    ("audit", &["names", "reasons", "host", "desired", "status"]),
+    ("metrics", &["names", "desired", "plan", "status", "wakeups", "audit", "http"]),
     ("config", &["names", "plan", "vmm", "host", "state", "desired", "sync", "http", "push"]),
     ("sync", &["names", "reasons", "time", "state", "host", "desired"]),
     ("control", &["names"]),

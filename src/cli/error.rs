@@ -106,6 +106,7 @@ impl CliError {
                 ReconcileError::Control { .. } => Reason::ControlSocketFailed,
                 ReconcileError::Push(PushError::Token(_)) => Reason::TokenUnfit,
                 ReconcileError::Push(PushError::Listen { .. }) => Reason::PushAddressUnusable,
+                ReconcileError::Metrics(_) => Reason::MetricsAddressUnusable,
                 ReconcileError::Worker(_) => Reason::Bug,
             },
             Self::Control(error) => match error {

@@ -41,6 +41,7 @@ fn of(about: About) -> &'static str {
         About::Vm => "of a VM",
         About::Event => "of something that happened to a VM",
         About::Source => "of a git source",
+        About::Host => "of something that was done for the host, or asked for",
         About::Command => "of a command that could not run",
     }
 }
@@ -72,7 +73,12 @@ word below. What is wrong with a manifest or the configuration is told with file
             "Of VMs",
             "In the conditions of `stead describe` and `get -o json`, and in the holds of `stead plan -o json`.",
         ),
-        (About::Event, "What happened", "In the events of `stead describe`, beside words of the table above."),
+        (
+            About::Event,
+            "What happened",
+            "In `stead events` and the events of `stead describe`, beside words of the table above.",
+        ),
+        (About::Host, "What happened beside that", "In `stead events`."),
         (About::Source, "Of git sources", "In the column STATUS of `stead sources`; what is in force stays in force."),
         (
             About::Command,

@@ -189,6 +189,7 @@ impl Flags {
         let run_dir = self.run_dir.clone().unwrap_or_else(|| environment.default_run_dir(&state_dir));
         Ok(Settings {
             host: Arc::new(environment.host(&configured)),
+            metrics: configured.metrics.clone(),
             push: configured.push.filter(|_| self.manifests.is_none()),
             sources: self.sources(configured.sources, environment).ok_or_else(|| homeless("manifests"))?,
             run_dir,

@@ -8,6 +8,7 @@ mod delete;
 mod describe;
 mod doctor;
 mod error;
+mod events;
 mod exit;
 mod explain;
 mod flags;
@@ -15,6 +16,7 @@ mod follow;
 mod gc;
 mod get;
 mod holdings;
+mod logging;
 mod logs;
 mod once;
 mod parts;
@@ -40,6 +42,7 @@ pub use error::{CliError, report};
 pub use exit::Exit;
 pub use explain::catalogue;
 pub use flags::{Flags, LogFormat};
+pub use logging::start as start_logging;
 pub use term::{ColorChoice, Term};
 
 use clap::{Parser, Subcommand};
@@ -93,6 +96,8 @@ pub enum Command {
     Top(top::Args),
     /// Show everything about one VM
     Describe(describe::Args),
+    /// Show what was done here, and what was held back
+    Events(events::Args),
     /// Show the guest's console, or the VMM's own log
     Logs(logs::Args),
     /// Restart a VM once
@@ -181,6 +186,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Get(args) => get::execute(context, &args),
         Command::Top(args) => top::execute(context, &args),
         Command::Describe(args) => describe::execute(context, &args),
+        Command::Events(args) => events::execute(context, &args),
         Command::Logs(args) => logs::execute(context, &args),
         Command::Restart(args) => restart::execute(context, args),
         Command::Delete(args) => delete::execute(context, args),

@@ -45,6 +45,12 @@ impl Changes {
         Ok(self.watcher.watch(folder, mode)?)
     }
 
+    /// Waits for a change.
+    pub(super) async fn next(&mut self) {
+        // The sender lives in the watcher, which is here.
+        let _ = self.signs.recv().await;
+    }
+
     /// Waits for a change, but not longer than `bound`.
     pub(super) async fn wait(&mut self, bound: Duration) {
         let _ = timeout(bound, self.signs.recv()).await;

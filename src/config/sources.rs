@@ -42,6 +42,8 @@ pub struct Configured {
     pub sources: Vec<Source>,
     /// Where a git server can tell of a push, if anywhere.
     pub push: Option<Push>,
+    /// Where metrics can be scraped, if anywhere.
+    pub metrics: Option<Address>,
     /// What this host is called, if not by its hostname.
     pub host_name: Option<String>,
     /// The labels that its user gave this host.
@@ -97,6 +99,9 @@ struct Configuration {
     #[serde(default)]
     #[schemars(extend("default" = Value::Null))]
     push: Option<PushEntry>,
+    /// Where metrics and health can be read; nowhere otherwise.
+    #[serde(default)]
+    metrics: Option<MetricsEntry>,
 }
 
 /// What VMs that are for one of many hosts know this one by.
@@ -119,6 +124,14 @@ struct PushEntry {
     listen: String,
     /// The file of the token that a request must carry, by its absolute path. Nobody but its owner may use it.
     token_file: PathBuf,
+}
+
+/// Where metrics and health can be read.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MetricsEntry {
+    /// Where stead listens: `unix:/PATH`, or a port of a loopback address such as `127.0.0.1:9441`.
+    listen: String,
 }
 
 /// A folder, or a git repository.
@@ -269,7 +282,13 @@ fn parse(text: &str) -> Result<Configured, Vec<Finding>> {
     let sources = read.sources.map(|sources| checker.sources(sources)).unwrap_or_default();
     checker.host(&read.host);
     let push = read.push.and_then(|entry| checker.push(entry));
-    let configured = Configured { sources, push, host_name: read.host.name, host_labels: read.host.labels };
+    let metrics = read.metrics.and_then(|entry| checker.address("metrics", &entry.listen));
+    if let (Some(push), Some(metrics)) = (&push, &metrics)
+        && push.listen == *metrics
+    {
+        checker.say(&["metrics", "listen"], format!("{metrics} is where pushes are listened for"));
+    }
+    let configured = Configured { sources, push, metrics, host_name: read.host.name, host_labels: read.host.labels };
     if checker.findings.is_empty() { Ok(configured) } else { Err(checker.findings) }
 }
 
@@ -399,8 +418,11 @@ impl Checker<'_> {
         if !entry.token_file.is_absolute() {
             self.say(&["push", "tokenFile"], "a file is named by its absolute path");
         }
-        let listen = Address::new(&entry.listen).map_err(|error| self.say(&["push", "listen"], error.to_string()));
-        Some(Push { listen: listen.ok()?, token_file: entry.token_file })
+        Some(Push { listen: self.address("push", &entry.listen)?, token_file: entry.token_file })
+    }
+
+    fn address(&mut self, of: &str, listen: &str) -> Option<Address> {
+        Address::new(listen).map_err(|error| self.say(&[of, "listen"], error.to_string())).ok()
     }
 
     fn duration(&mut self, path: &[&str], text: Option<&str>, default: Duration) -> Duration {
@@ -507,6 +529,17 @@ mod tests {
             assert_eq!(push.listen.to_string(), listen.trim_matches('\''));
             assert_eq!(push.token_file, Path::new("/etc/stead/push-token"));
         }
+    }
+
+    #[test]
+    fn metrics_are_served_where_the_configuration_says_so_and_nowhere_else() {
+        assert_eq!(configured(LOCAL).unwrap().metrics, None);
+        let metrics = |listen: &str| configured(&format!("{LOCAL}metrics: {{listen: {listen}}}\n"));
+        let address = metrics("unix:/run/stead-metrics/metrics.sock").unwrap().metrics.unwrap();
+        assert_eq!(address.to_string(), "unix:/run/stead-metrics/metrics.sock");
+        assert!(metrics("0.0.0.0:9441").unwrap_err()[0].contains("reached from other hosts"));
+        let push = "push: {listen: '127.0.0.1:9440', tokenFile: /t}\nmetrics: {listen: '127.0.0.1:9440'}\n";
+        assert!(configured(&format!("{LOCAL}{push}")).unwrap_err()[0].contains("pushes are listened for"));
     }
 
     #[test]

@@ -424,6 +424,11 @@ pub trait HostOps: HostView + devices::DeviceOps {
     /// Cuts a log that has grown past `limit` bytes down to its newest half; true when it was cut.
     fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool>;
 
+    /// Appends a line, which ends with a newline, to a log that several may append to at once (mode 0600). Before it grows past
+    /// `limit` bytes it gets the name `before`, whatever had that name goes, and a new one begins. Need not survive a power
+    /// cut. After a line of which only a part was written, the next begins on a line of its own.
+    fn append_log(&self, path: &Path, before: &Path, line: &[u8], limit: u64) -> io::Result<()>;
+
     /// Runs a program to its end; it is killed, with all that it started, when its time is over.
     fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput>;
 

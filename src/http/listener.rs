@@ -32,7 +32,7 @@ pub enum NoAddress {
     Form,
     /// Other hosts reach it.
     #[error(
-        "{0} is reached from other hosts, and a token that is sent there can be read on the way; listen on 127.0.0.1 or a unix socket, and put a proxy with TLS before it"
+        "{0} is reached from other hosts, and what is said there can be read on the way; listen on 127.0.0.1 or a unix socket, and put a proxy with TLS before it"
     )]
     Reachable(SocketAddr),
     /// It leaves the port to chance.
@@ -126,7 +126,7 @@ fn group_of(folder: &Path) -> io::Result<u32> {
     if metadata.mode() & 0o022 != 0 || !is_owned {
         // Also with the sticky bit: it keeps our socket from being removed, and not one of theirs from being there first, nor a
         // link from taking its place before its mode is set.
-        let why = "others can write to it, and put a socket there that is told the token; use another folder";
+        let why = "others can write to it, and put a socket of their own there; use another folder";
         return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)));
     }
     Ok(metadata.gid())

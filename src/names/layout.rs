@@ -60,6 +60,16 @@ impl Layout {
         self.state_dir.join("host.json")
     }
 
+    /// STATE/audit.jsonl: what was done, a line each.
+    pub fn audit_log(&self) -> PathBuf {
+        self.state_dir.join("audit.jsonl")
+    }
+
+    /// STATE/audit.jsonl.1: what was done before [`Layout::audit_log`] begins.
+    pub fn audit_log_before(&self) -> PathBuf {
+        self.state_dir.join("audit.jsonl.1")
+    }
+
     /// STATE/trash: disks of pruned VMs.
     pub fn trash(&self) -> PathBuf {
         self.state_dir.join("trash")

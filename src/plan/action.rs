@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::desired::Origin;
 use crate::names::{Backing, Incarnation, VmName};
 use crate::reasons::Reason;
@@ -38,6 +40,14 @@ pub struct VmPlan {
     pub notes: Vec<String>,
     /// When to look again, at the latest.
     pub wake: Option<Deadline>,
+}
+
+impl VmPlan {
+    /// A digest of exactly these actions on this VM, in this order: what was planned can be found again among what was done.
+    pub fn digest(&self, name: &VmName) -> String {
+        let text = self.actions.iter().fold(name.to_string(), |text, action| text + &format!("\n{action}"));
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()[..12].to_owned()
+    }
 }
 
 /// One action. Carrying it out decides nothing more.
@@ -223,6 +233,30 @@ pub enum Hold {
 }
 
 impl Hold {
+    /// Every reason that there is.
+    pub const REASONS: [&'static str; 20] = [
+        "StateUnread",
+        "IdentityUnknown",
+        "Unhealthy",
+        "Starting",
+        "BackingOff",
+        "Finished",
+        "InvalidManifest",
+        "Conflict",
+        "SourceIncomplete",
+        "PruneDelay",
+        "Protected",
+        "KeptHere",
+        "FolderReplaced",
+        "PruneCap",
+        "Unclaimed",
+        "Suspended",
+        "OnRestart",
+        "BaseChanged",
+        "Broken",
+        "Unmet",
+    ];
+
     /// Its reason in one word, as conditions carry them.
     pub fn reason(&self) -> &'static str {
         self.why().word()
@@ -275,6 +309,10 @@ impl Hold {
 pub struct AllowPrune(pub usize);
 
 impl Action {
+    /// Every kind that there is.
+    pub const KINDS: [&'static str; 9] =
+        ["record", "persist", "prepare-disk", "start", "teardown", "forget", "pause", "resume", "repair-tap"];
+
     /// Its name in one word, for logs and counters.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -291,8 +329,8 @@ impl Action {
     }
 
     /// The reason of the event that tells of it, as Kubernetes writes them.
-    pub fn event_reason(&self) -> &'static str {
-        let reason = match self {
+    pub fn event_reason(&self) -> Reason {
+        match self {
             Self::Record { .. } => Reason::Recorded,
             Self::Persist { reason: PersistReason::Started } => Reason::Started,
             Self::Persist { .. } => Reason::Adopted,
@@ -303,7 +341,6 @@ impl Action {
             Self::Pause => Reason::Paused,
             Self::Resume => Reason::Resumed,
             Self::RepairTap { .. } => Reason::Repaired,
-        };
-        reason.word()
+        }
     }
 }

@@ -54,7 +54,8 @@ pub fn summary(plan: &Plan) -> String {
 }
 
 /// A plan as JSON: `{"vms": [{"name", "actions": [{"action", "description"}], "holds": [{"reason", "message", "gate"}],
-/// "notes"}], "approve"}`; `approve` is the digest for `stead approve`, or null.
+/// "notes", "digest"}], "approve"}`; `digest` is by what `stead events` names these actions, or null where there are none, and
+/// `approve` the digest for `stead approve`, or null.
 pub fn json(plan: &Plan) -> Value {
     let vm = |(name, vm): (&crate::names::VmName, &VmPlan)| {
         let action = |action: &Action| json!({"action": action.kind(), "description": action.to_string()});
@@ -64,6 +65,7 @@ pub fn json(plan: &Plan) -> Value {
             "actions": vm.actions.iter().map(action).collect::<Vec<_>>(),
             "holds": vm.holds.iter().map(hold).collect::<Vec<_>>(),
             "notes": vm.notes,
+            "digest": (!vm.actions.is_empty()).then(|| vm.digest(name)),
         })
     };
     json!({"vms": plan.vms.iter().map(vm).collect::<Vec<_>>(), "approve": plan.digest})

@@ -9,12 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::worker::lock;
 use super::{Memory, Stead};
+use crate::audit::{Entry, Outcome};
 use crate::control::Reply;
 use crate::names::{Owner, ShortUid};
 use crate::observed::orphans::TaggedObject;
 use crate::observed::process::ProcessScan;
 use crate::plan::orphans::{Orphan, OrphanVerdict, first_seen, judge};
+use crate::reasons::Reason;
 use crate::state::{FORMAT_VERSION, OrphanState, encode, parse_orphans};
+use crate::status::EventType;
 use crate::time::Now;
 
 /// Freeing a device lets go of what is under it: a loop under a snapshot, and its base.
@@ -113,27 +116,54 @@ pub(super) fn collect(stead: &Stead, memory: &Memory) -> io::Result<Vec<Collecte
         freeing.begin(&objects);
         let results = actor.collect(&objects, &|| freeing.goes_on());
         freeing.end();
-        collected.extend(due.into_iter().zip(results).map(|(orphan, result)| {
+        let freed = due.into_iter().zip(results).map(|(orphan, result)| {
             let freed = Some(result.map_err(|error| error.to_string()));
             Collected { orphan, freed }
-        }));
+        });
+        let before = collected.len();
+        collected.extend(freed);
+        collected[before..].iter().for_each(|collected| record(stead, memory, collected));
     }
     Ok(collected)
 }
 
+/// Writes down what was freed, or could not be.
+fn record(stead: &Stead, memory: &Memory, Collected { orphan, freed }: &Collected) {
+    let (kind, name) = (orphan.object.kind.word(), &orphan.object.name);
+    let (event, reason, message) = match freed {
+        Some(Ok(())) => {
+            (EventType::Normal, Reason::Collected, format!("freed {kind} {name}: nothing accounted for it"))
+        }
+        Some(Err(why)) => (EventType::Warning, Reason::CollectFailed, format!("could not free {kind} {name}: {why}")),
+        None => return,
+    };
+    let outcome = if event == EventType::Normal { Outcome::Done } else { Outcome::Failed };
+    let entry = Entry::new(stead.host.now().wall, event, reason, &message);
+    let vm = orphan.vm.as_ref().and_then(|name| name.parse().ok());
+    memory.record(stead, &Entry { vm, action: Some("collect".to_owned()), outcome: Some(outcome), ..entry });
+}
+
 /// Removes from the trash what has been there long enough.
-pub(super) fn empty_trash(stead: &Stead) {
+pub(super) fn empty_trash(stead: &Stead, memory: &Memory) {
     let trash = stead.layout.trash();
     let entries = match stead.host.list_folder(&trash) {
         Ok(entries) => entries,
         Err(error) => return tracing::warn!("listing {}: {error}", trash.display()),
     };
     let now = u64::try_from(stead.host.now().wall.as_second()).unwrap_or_default();
-    for entry in entries.iter().filter(|entry| is_past(entry, now) || is_claimed(entry)) {
-        let folder = trash.join(entry);
-        let removed = if is_claimed(entry) { remove_unused(stead, &folder) } else { claim_and_remove(stead, &folder) };
+    for entry_name in entries.iter().filter(|entry| is_past(entry, now) || is_claimed(entry)) {
+        let folder = trash.join(entry_name);
+        let removed =
+            if is_claimed(entry_name) { remove_unused(stead, &folder) } else { claim_and_remove(stead, &folder) };
         match removed {
-            Ok(()) => tracing::info!("removed {}: it was in the trash for seven days", folder.display()),
+            Ok(()) => {
+                let message = format!("removed {}: it was in the trash for seven days", folder.display());
+                tracing::info!("{message}");
+                let entry = Entry::new(stead.host.now().wall, EventType::Normal, Reason::TrashEmptied, &message);
+                let vm = crate::names::Layout::read_trash_entry(unclaimed(entry_name)).map(|(name, _)| name);
+                let (action, outcome) = (Some("empty-trash".to_owned()), Some(Outcome::Done));
+                memory.record(stead, &Entry { vm, action, outcome, ..entry });
+            }
             Err(error) => tracing::warn!("removing {}: {error}", folder.display()),
         }
     }
@@ -146,7 +176,12 @@ fn is_past(entry: &str, now: u64) -> bool {
 
 /// Whether an entry was about to be removed when stead ended.
 fn is_claimed(entry: &str) -> bool {
-    entry.strip_prefix('.').and_then(|entry| entry.strip_suffix(CLAIMED)).is_some()
+    unclaimed(entry) != entry
+}
+
+/// An entry's name before it was about to be removed.
+fn unclaimed(entry: &str) -> &str {
+    entry.strip_prefix('.').and_then(|entry| entry.strip_suffix(CLAIMED)).unwrap_or(entry)
 }
 
 /// Removes a folder of disks under a name from which no VM takes its disks back: one that is just about to would find them

@@ -13,11 +13,13 @@ use tokio::time::Instant;
 
 use super::agenda::{Agenda, Report};
 use super::passes::{Depth, Passes};
+use super::telling::Commits;
 use super::upkeep::{self, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, at, requests};
 use crate::control::{Reply, Request};
 use crate::desired::sources::Sources;
+use crate::metrics::{Metrics, Queue};
 use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
@@ -34,6 +36,7 @@ const TURNS_A_CPU: usize = 2;
 pub(super) struct Engine {
     shared: Arc<Shared>,
     sources: Sources,
+    commits: Commits,
     pub(super) agenda: Agenda,
     asked: BTreeMap<VmName, Vec<(Request, oneshot::Sender<Reply>)>>,
     adoptions: Vec<(PathBuf, oneshot::Sender<Reply>)>,
@@ -87,7 +90,9 @@ impl Engine {
             _ if !stead.host.may_block() => usize::MAX,
             cpus => TURNS_A_CPU * cpus.map_or(1, usize::from),
         };
+        let commits = Arc::new(stead.commits());
         let engine = Self {
+            commits,
             shared: Arc::new(Shared::new(stead, gates, exits_in, looks_in)),
             sources,
             agenda,
@@ -104,6 +109,19 @@ impl Engine {
             next_place: None,
         };
         (engine, progress)
+    }
+
+    /// What is counted.
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.shared.memory.metrics)
+    }
+
+    /// Notes who waits for what now.
+    pub(super) fn measure(&self) {
+        let (starting, waiting) = worker::lock(&self.shared.starts).counts(Instant::now());
+        let wakeups = &self.agenda.wakeups;
+        let (ready, working, overdue) = (wakeups.waiting(), wakeups.working(), wakeups.overdue().count());
+        self.shared.memory.metrics.queue(Queue { ready, working, overdue, starting, waiting });
     }
 
     fn stead(&self) -> &Stead {
@@ -176,9 +194,12 @@ impl Engine {
         self.agenda.wakeups.promote(Instant::now());
         self.upkeep.promote(&self.shared);
         self.see_who_is_stuck();
-        if self.passes.tell(self.shared.stead.host.looks()) == Some(Depth::Thorough) {
-            // It looked at every VM, and let go of nearly all that it learnt: as much as is kept.
-            self.shared.stead.host.give_back_memory();
+        if let Some((depth, took)) = self.passes.tell(self.shared.stead.host.looks()) {
+            self.shared.memory.metrics.pass(depth.word(), took, self.stead().host.now().wall);
+            if depth == Depth::Thorough {
+                // It looked at every VM, and let go of nearly all that it learnt: as much as is kept.
+                self.stead().host.give_back_memory();
+            }
         }
         if self.passes.begin_glance() {
             self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
@@ -201,6 +222,7 @@ impl Engine {
                 self.agenda.wakeups.wake_at(&name, Instant::now() + STUCK_POLL);
                 continue;
             }
+            self.shared.memory.metrics.wakeup(&reasons);
             let verdict = self.verdict_for(&name);
             self.look_at_images(&name);
             let (desired, claims) = self.agenda.turn_of(&name);
@@ -212,6 +234,7 @@ impl Engine {
                 reasons,
                 desired,
                 requests: self.asked.remove(&name).unwrap_or_default(),
+                commits: Arc::clone(&self.commits),
                 progress: self.progress_in.clone(),
                 name: name.clone(),
             };
@@ -363,6 +386,7 @@ impl Engine {
                 let mut gates = worker::lock(&self.shared.gates);
                 let answer = requests::approve(&self.shared.stead, &mut gates, held.as_deref(), &digest);
                 drop(gates);
+                requests::note(&self.shared.stead, &self.shared.memory, &Request::Approve { digest }, &answer);
                 let undeclared: Vec<VmName> = self.agenda.absences.since.keys().cloned().collect();
                 for name in undeclared {
                     self.agenda.wake(&name, Reason::Request);

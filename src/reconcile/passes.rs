@@ -5,7 +5,6 @@
 //! asks for and every sixth of the others.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -25,12 +24,13 @@ pub(super) enum Depth {
     Quick,
 }
 
-impl fmt::Display for Depth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Depth {
+    /// Its word, for logs and counters.
+    pub(super) fn word(self) -> &'static str {
+        match self {
             Self::Thorough => "thorough",
             Self::Quick => "quick",
-        })
+        }
     }
 }
 
@@ -122,23 +122,25 @@ impl Passes {
         }
     }
 
-    /// Tells of the pass once it is through, when the host has been asked so many questions; then, how closely it looked.
-    pub(super) fn tell(&mut self, looks: u64) -> Option<Depth> {
+    /// Tells of the pass once it is through, when the host has been asked so many questions: how closely it looked, and how long
+    /// it took.
+    pub(super) fn tell(&mut self, looks: u64) -> Option<(Depth, Duration)> {
         let is_through = |pass: &mut Pass| pass.waiting.is_empty() && pass.glance.is_some();
         let pass = self.under_way.take_if(is_through)?;
+        let took = pass.began.elapsed();
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(
             reason = ?pass.reason,
-            depth = %pass.depth,
+            depth = pass.depth.word(),
             vms = pass.vms,
             turns = pass.turns,
             changes = pass.changes,
             looks = looks.saturating_sub(pass.looks),
             listing_micros = micros(pass.listing),
             glance_micros = micros(pass.glance.unwrap_or_default()),
-            micros = micros(pass.began.elapsed()),
+            micros = micros(took),
             "full pass"
         );
-        Some(pass.depth)
+        Some((pass.depth, took))
     }
 }

@@ -4,14 +4,17 @@ use std::path::Path;
 
 use super::{Memory, Stead};
 use crate::act;
+use crate::audit::{Entry, Outcome};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
 use crate::names::VmName;
 use crate::observed::Record;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::Looker;
+use crate::reasons::Reason;
 use crate::spec::SUSPEND_ANNOTATION;
 use crate::state::{Approval, FORMAT_VERSION, GateState, Ledger, encode};
+use crate::status::EventType;
 
 /// Writes a request about one VM into its ledger. Only its own worker, or whoever holds STATE/lock, may call this.
 pub(super) fn record(stead: &Stead, looker: &Looker<'_>, desired: &Desired, request: &Request) -> Reply {
@@ -96,6 +99,17 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
     }
 }
 
+/// Writes down that something was asked for, if it will be done.
+pub(super) fn note(stead: &Stead, memory: &Memory, request: &Request, reply: &Reply) {
+    let Reply::Accepted { message } = reply else { return };
+    let vm = match request {
+        Request::Restart { name } | Request::Delete { name } => Some(name.clone()),
+        _ => None,
+    };
+    let entry = Entry::new(stead.host.now().wall, EventType::Normal, Reason::Requested, message);
+    memory.record(stead, &Entry { vm, ..entry });
+}
+
 /// Takes over the VMs that another manager left in `dir`.
 pub(super) fn adopt(stead: &Stead, memory: &Memory, scan: &ProcessScan, dir: &Path) -> (Reply, Vec<VmName>) {
     let facts = stead.host.host_facts();
@@ -107,7 +121,11 @@ pub(super) fn adopt(stead: &Stead, memory: &Memory, scan: &ProcessScan, dir: &Pa
         match result {
             Ok(adopted) => {
                 tracing::info!(vm = %adopted.name, action = "adopt", "adopted pid {}", adopted.pid);
-                lines.push(format!("{}: adopted, pid {}", adopted.name, adopted.pid));
+                let message = format!("adopted, pid {}", adopted.pid);
+                let entry = Entry::new(stead.host.now().wall, EventType::Normal, Reason::Adopted, &message);
+                let (vm, action) = (Some(adopted.name.clone()), Some("adopt".to_owned()));
+                memory.record(stead, &Entry { vm, action, outcome: Some(Outcome::Done), ..entry });
+                lines.push(format!("{}: {message}", adopted.name));
                 lines.extend(adopted.notes.iter().map(|note| format!("{}: {note}", adopted.name)));
                 names.push(adopted.name);
             }

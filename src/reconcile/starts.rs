@@ -141,8 +141,13 @@ impl StartLimit {
         self.present(now).take(self.free(now))
     }
 
+    /// How many start and keep a place, and how many wait for one.
+    pub(super) fn counts(&self, now: Instant) -> (usize, usize) {
+        (self.starting.values().filter(|until| **until > now).count(), self.waiting.len())
+    }
+
     fn free(&self, now: Instant) -> usize {
-        self.limit.saturating_sub(self.starting.values().filter(|until| **until > now).count())
+        self.limit.saturating_sub(self.counts(now).0)
     }
 }
 

@@ -1,6 +1,8 @@
 //! When each git source is asked, who waits for that, and what came of it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -8,11 +10,15 @@ use tokio::time::Instant;
 
 use super::worker::begin;
 use super::{Stead, jittered, requests};
+use crate::audit::{self, Entry, Outcome};
 use crate::config::SourceKind;
 use crate::control::{Reply, Request};
 use crate::desired::sources::Number;
 use crate::desired::{Desired, SourceName};
+use crate::metrics::Metrics;
+use crate::reasons::Reason;
 use crate::state::AppliedCommit;
+use crate::status::EventType;
 use crate::sync::{SyncError, Synced, Taken};
 
 /// What is under way, and what comes next.
@@ -34,6 +40,8 @@ pub(super) struct Syncs {
     untidy: BTreeSet<Number>,
     /// What was said of each the last time that it failed, so that it is said once.
     said: BTreeMap<Number, String>,
+    audit: audit::Writer,
+    metrics: Arc<Metrics>,
     jobs: JoinSet<Ended>,
     working: BTreeSet<Number>,
 }
@@ -43,11 +51,17 @@ pub(super) struct Ended {
     pub(super) source: Number,
     /// What the source declares now, if that may be something else than before.
     pub(super) desired: Option<Desired>,
+    /// The commit that this is of, if it is another one.
+    pub(super) commit: Option<String>,
     /// What came of it, for people.
     told: Result<String, String>,
     /// Who asked for just this.
     reply: Option<oneshot::Sender<Reply>>,
     job: Job,
+    /// How long it took.
+    took: Duration,
+    /// Whether it failed as it had before, also for a stead that has ended since.
+    is_known: bool,
     /// Whether another commit is in force.
     is_news: bool,
     /// Whether something came that is to be tidied up after.
@@ -67,7 +81,7 @@ enum Job {
 
 impl Syncs {
     /// Those of a stead that has just begun: all are due.
-    pub(super) fn new(stead: &Stead) -> Self {
+    pub(super) fn new(stead: &Stead, metrics: Arc<Metrics>) -> Self {
         let is_git = |kind: &SourceKind| matches!(kind, SourceKind::Git(_));
         let sources = stead.settings.sources.iter().enumerate().filter(|(_, source)| is_git(&source.kind));
         Self {
@@ -80,6 +94,8 @@ impl Syncs {
             again: BTreeSet::new(),
             untidy: BTreeSet::new(),
             said: BTreeMap::new(),
+            audit: audit::Writer::default(),
+            metrics,
             jobs: JoinSet::new(),
             working: BTreeSet::new(),
         }
@@ -160,7 +176,7 @@ impl Syncs {
         self.go_on(ended.source, is_due);
         if ended.job == Job::Sync {
             let interval = self.stead.git_source(ended.source).map(|(_, git)| git.interval).unwrap_or_default();
-            let wait = if waits { std::time::Duration::ZERO } else { jittered(interval, seed) };
+            let wait = if waits { Duration::ZERO } else { jittered(interval, seed) };
             self.next.insert(ended.source, Instant::now() + wait);
             // Whatever else is asked for since: somebody may ask all the time.
             for asker in self.heard.remove(&ended.source).unwrap_or_default() {
@@ -171,6 +187,12 @@ impl Syncs {
         }
         if ended.job == Job::Tidy {
             return None;
+        }
+        if !record(&self.stead, &self.audit, ended) {
+            self.metrics.audit_lost();
+        }
+        if let (Job::Sync, Some((name, _))) = (ended.job, self.stead.git_source(ended.source)) {
+            self.metrics.synced(name, ended.told.is_ok(), self.stead.host.now().wall);
         }
         match &ended.told {
             Ok(what) if ended.is_news => tracing::info!(source = name, "{what}"),
@@ -236,10 +258,29 @@ pub(super) fn carry_out(stead: &Stead, request: &Request) -> Reply {
         Request::Sync { .. } => sync(stead, number, true),
         _ => roll_back(stead, number, request),
     };
+    record(stead, &audit::Writer::default(), &ended);
     if ended.is_untidy {
         tidy(stead, number);
     }
     answer(&stead.settings.sources[number].name.0, &ended.told)
+}
+
+/// Writes down what came of a job, if that is news; false where that failed.
+fn record(stead: &Stead, audit: &audit::Writer, ended: &Ended) -> bool {
+    let action = match ended.job {
+        Job::Sync => "sync",
+        Job::RollBack => "rollback",
+        Job::Tidy => return true,
+    };
+    let (kind, reason, message, outcome) = match &ended.told {
+        Ok(what) if ended.is_news => (EventType::Normal, Reason::Synced, what, Outcome::Done),
+        Err(why) if !ended.is_known => (EventType::Warning, Reason::SyncFailed, why, Outcome::Failed),
+        Ok(_) | Err(_) => return true,
+    };
+    let Some((name, _)) = stead.git_source(ended.source) else { return true };
+    let source = audit::Source { name: name.clone(), path: None, line: None, commit: ended.commit.clone() };
+    let entry = Entry::new(stead.host.now().wall, kind, reason, message).with_action(action, outcome, ended.took);
+    audit.write(&*stead.host, &stead.layout, &Entry { source: Some(source), ..entry })
 }
 
 /// The git source that a request is about.
@@ -265,6 +306,8 @@ fn answer(source: &str, told: &Result<String, String>) -> Reply {
 /// read may be over, and a repository that cannot be read is fetched anew.
 fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     let Some(syncer) = stead.syncer(source) else { return ended(source, Job::Sync, no_source()) };
+    let began = Instant::now();
+    let failed_before = syncer.record().ok().and_then(|record| record.failure);
     let (mut came_of_it, mut read) = (syncer.sync(), None);
     if matches!(came_of_it, Ok(Synced::UpToDate)) && !is_whole {
         came_of_it = match syncer.read_in_force() {
@@ -279,17 +322,21 @@ fn sync(stead: &Stead, source: Number, is_whole: bool) -> Ended {
     let in_force = || read.unwrap_or_else(|| syncer.in_force());
     let is_news = matches!(came_of_it, Ok(Synced::Applied(_)));
     let is_untidy = is_news || came_of_it.as_ref().is_err_and(SyncError::is_of_commit);
+    let mut commit_in_force = None;
     let (told, desired) = match came_of_it {
         Ok(Synced::UpToDate) => (Ok("up to date".to_owned()), (!is_whole).then(in_force)),
         Ok(Synced::Held(why)) => (Ok(why.to_owned()), (!is_whole).then(in_force)),
         Ok(Synced::Applied(taken)) => {
             let Taken { commit, desired } = *taken;
+            commit_in_force = Some(commit.commit.clone());
             (Ok(format!("applied {:.12} by {}: {}", commit.commit, commit.author, commit.subject)), Some(desired))
         }
         // One that was never synced says why.
         Err(error) => (Err(error.one_line()), Some(in_force())),
     };
-    Ended { desired, is_news, is_untidy, ..ended(source, Job::Sync, told) }
+    let is_known = failed_before.is_some_and(|failure| Some(&failure.message) == told.as_ref().err());
+    let (commit, took) = (commit_in_force, began.elapsed());
+    Ended { desired, commit, took, is_known, is_news, is_untidy, ..ended(source, Job::Sync, told) }
 }
 
 /// Tidies up the repository of a source.
@@ -304,6 +351,7 @@ fn roll_back(stead: &Stead, source: Number, request: &Request) -> Ended {
     let (Some(syncer), Request::RollBack { commit, release, .. }) = (stead.syncer(source), request) else {
         return ended(source, Job::RollBack, no_source());
     };
+    let began = Instant::now();
     let done = if *release {
         let what = |was_pinned| {
             if was_pinned { "it is followed again, from the next sync on" } else { "it is followed already" }
@@ -313,18 +361,22 @@ fn roll_back(stead: &Stead, source: Number, request: &Request) -> Ended {
         syncer.roll_back(commit.as_deref()).map(|Taken { commit, desired }| {
             let AppliedCommit { commit, author, subject, .. } = commit;
             let told = format!("{commit:.12} by {author} is in force, until `stead rollback --release`: {subject}");
-            (told, Some(desired))
+            (told, Some((commit, desired)))
         })
     };
     match done {
-        Ok((told, desired)) => Ended { desired, is_news: true, ..ended(source, Job::RollBack, Ok(told)) },
-        Err(error) => ended(source, Job::RollBack, Err(error.one_line())),
+        Ok((told, in_force)) => {
+            let (commit, desired) = in_force.unzip();
+            Ended { desired, commit, took: began.elapsed(), is_news: true, ..ended(source, Job::RollBack, Ok(told)) }
+        }
+        Err(error) => Ended { took: began.elapsed(), ..ended(source, Job::RollBack, Err(error.one_line())) },
     }
 }
 
 /// A job after which all is as it was.
 fn ended(source: Number, job: Job, told: Result<String, String>) -> Ended {
-    Ended { source, desired: None, told, reply: None, job, is_news: false, is_untidy: false }
+    let (took, is_known, is_news, is_untidy) = (Duration::ZERO, false, false, false);
+    Ended { source, desired: None, commit: None, told, reply: None, job, took, is_known, is_news, is_untidy }
 }
 
 fn no_source() -> Result<String, String> {

@@ -96,7 +96,7 @@ impl Upkeep {
         self.next = None;
         let (shared, host) = (Arc::clone(shared), &*shared.stead.host);
         worker::begin(&mut self.jobs, host, move || {
-            collect::empty_trash(&shared.stead);
+            collect::empty_trash(&shared.stead, &shared.memory);
             Ended::Surveyed(match scope {
                 Scope::Glance(known) => glance(&shared, &known),
                 Scope::Orphans => Surveyed { glance: None, orphans: collect::survey(&shared.stead, &shared.memory) },
@@ -211,6 +211,7 @@ impl Upkeep {
             Ok(orphans) => orphans,
             Err(error) => return tracing::warn!("looking for orphans: {error}"),
         };
+        shared.memory.metrics.orphans(orphans.len());
         if orphans.iter().any(|orphan| orphan.verdict == OrphanVerdict::Free) {
             self.is_due = true;
         }
@@ -229,7 +230,11 @@ impl Upkeep {
         collect::log(&collected);
         self.plan_next(collected.iter().map(|collected| &collected.orphan), shared);
         self.answer(&collect::reply(&collected, &shared.stead.host.now()));
-        collected.iter().filter(|collected| matches!(collected.freed, Some(Ok(())))).count()
+        let freed = collected.iter().filter(|collected| matches!(collected.freed, Some(Ok(())))).count();
+        let unfreed = collected.iter().filter(|collected| matches!(collected.freed, Some(Err(_)))).count();
+        shared.memory.metrics.collected(freed, unfreed);
+        shared.memory.metrics.orphans(collected.len() - freed);
+        freed
     }
 
     fn answer(&mut self, reply: &Reply) {

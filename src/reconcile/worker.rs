@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::agenda::{Report, UNKNOWN_POLL, is_forgotten, wake_after};
 use super::starts::StartLimit;
+use super::telling::{Commits, Telling};
 use super::{Memory, Progress, Stead, requests};
-use crate::act::{ActError, Actor, Outcome, Wake};
+use crate::act::{Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
 use crate::desired::Desired;
 use crate::host::{HostFacts, HostOps, HostView, ProcessIdentity};
@@ -24,7 +25,6 @@ use crate::observed::{Fact, ObservedVm};
 use crate::plan::claims::Claims;
 use crate::plan::gates::Verdict;
 use crate::plan::{Action, Context, Hold, VmPlan};
-use crate::reasons;
 use crate::state::{GateState, Phase, encode};
 use crate::status::{self, NewEvent, Status};
 use crate::time::Now;
@@ -60,6 +60,8 @@ pub(super) struct Turn {
     /// Whether others wait to hear what it holds: told as soon as it was looked at, since its turn may take long.
     pub(super) tells_first_look: bool,
     pub(super) requests: Vec<(Request, oneshot::Sender<Reply>)>,
+    /// Which commit of each git source it goes by.
+    pub(super) commits: Commits,
     pub(super) progress: mpsc::UnboundedSender<Progress>,
 }
 
@@ -70,7 +72,7 @@ enum Round {
     /// One goes on later.
     Later(String, Duration),
     /// One failed; the flag says that the next look may know what to do about it.
-    Failed(ActError, bool),
+    Failed(String, bool),
 }
 
 /// Begins what calls the host: where that may block, on a thread of its own.
@@ -117,10 +119,12 @@ impl Shared {
 
     /// The VM's turn. Runs on a thread of its own: every call in it is bounded, but may block.
     pub(super) fn work(&self, turn: Turn) -> Report {
-        let Turn { name, reasons, desired, verdict, is_first, claims, tells_first_look, requests, progress } = turn;
+        let Turn { name, reasons, desired, verdict, is_first, claims, tells_first_look, requests, commits, progress } =
+            turn;
         // Who gave up before now gets nothing done behind their back.
         for (request, reply) in requests.into_iter().filter(|(_, reply)| !reply.is_closed()) {
             let answer = requests::record(&self.stead, &self.looker(), &desired, &request);
+            requests::note(&self.stead, &self.memory, &request, &answer);
             // Whoever asked may have gone away; what was asked for is on record all the same.
             let _ = reply.send(answer);
         }
@@ -130,7 +134,7 @@ impl Shared {
         // Of the programs and devices of a host, only a start and a VMM's version are asked.
         let facts = LazyCell::new(|| self.stead.host.host_facts());
         let actor = self.stead.actor(&self.memory, &facts);
-        let mut events = Vec::new();
+        let mut telling = Telling::new(self, &name, &desired, commits);
         let claims = Box::new(claims);
         let tells_first_look = Cell::new(tells_first_look);
         let plan_by = |observed: &ObservedVm| {
@@ -143,21 +147,21 @@ impl Shared {
             }
             (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
-        let mut report = self.rounds(&name, &plan_by, &actor, &progress, &mut events);
+        let mut report = self.rounds(&name, &plan_by, &actor, &progress, &mut telling);
         let waits_for_gates = is_first && report.plan.holds.iter().any(|hold| matches!(hold, Hold::PruneDelay(_)));
         if waits_for_gates {
             // They hear of it by this report. A turn that follows at once has their word, and tells it: by this one a VM that
             // a gate holds would be told of anew by each pass of cron.
             report.wake = Some(Duration::ZERO);
-            if events.is_empty() {
+            if telling.is_silent() {
                 return report;
             }
         }
         let previous = self.previous_status(&name);
         // Said again only when it changes, also by the next of the passes that cron makes.
         let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);
-        tell_holds(&report, held_before, &mut events);
-        self.publish(&report, &facts, previous.as_ref(), events);
+        tell_holds(&report, held_before, &mut telling);
+        self.publish(&report, &facts, previous.as_ref(), telling.into_events());
         report
     }
 
@@ -167,7 +171,7 @@ impl Shared {
         plan_by: &dyn Fn(&ObservedVm) -> (VmPlan, Now),
         actor: &Actor<'_>,
         progress: &mpsc::UnboundedSender<Progress>,
-        events: &mut Vec<NewEvent>,
+        telling: &mut Telling<'_>,
     ) -> Report {
         let mut changes = 0;
         let mut failure = None;
@@ -184,15 +188,12 @@ impl Shared {
                 let wake = wake_after(&plan, &observed, &now);
                 return Report { observed, plan, changes, failure, wake, under_way: Some(why) };
             }
-            match self.carry_out(&observed, &plan, actor, progress, events, &mut changes) {
+            match self.carry_out(&observed, &plan, actor, progress, telling, &mut changes) {
                 Round::Done => {}
                 Round::Later(why, wake) => {
                     return Report { observed, plan, changes, failure, wake: Some(wake), under_way: Some(why) };
                 }
-                Round::Failed(error, look_again) => {
-                    let text = error.to_string();
-                    tracing::warn!(vm = %name, "failed: {text}");
-                    events.push(NewEvent::warning(reasons::Reason::Failed.word(), &text));
+                Round::Failed(text, look_again) => {
                     let _ = progress.send(Progress::Failed { vm: name.clone(), error: text.clone() });
                     failure = Some(text);
                     if !look_again {
@@ -222,17 +223,17 @@ impl Shared {
         plan: &VmPlan,
         actor: &Actor<'_>,
         progress: &mpsc::UnboundedSender<Progress>,
-        events: &mut Vec<NewEvent>,
+        telling: &mut Telling<'_>,
         changes: &mut usize,
     ) -> Round {
         // One action a round: the next one is planned by what can be seen after it.
         let (name, Some(action)) = (&observed.name, plan.actions.first()) else { return Round::Done };
         let _ = progress.send(Progress::Acting { vm: name.clone(), action: action.to_string() });
+        let step = telling.step(observed, plan, action);
         match actor.act(observed, action) {
             Ok(Outcome::Done(what)) => {
                 *changes += 1;
-                tracing::info!(vm = %name, action = action.kind(), "{what}");
-                events.push(NewEvent::normal(action.event_reason(), &what));
+                telling.done(&step, &what);
                 let _ = progress.send(Progress::Done { vm: name.clone(), action: what });
                 Round::Done
             }
@@ -242,15 +243,18 @@ impl Shared {
                 let is_new = observed.record.handles().is_none_or(|handles| handles.phase != Phase::Stopping);
                 if is_stop && is_new {
                     *changes += 1;
-                    tracing::info!(vm = %name, action = action.kind(), "{action}: {what}");
-                    events.push(NewEvent::normal(reasons::Reason::Stopping.word(), format!("{action}: {what}")));
+                    telling.begun(&step, &format!("{action}: {what}"));
                 }
                 let _ = progress.send(Progress::Acting { vm: name.clone(), action: what.clone() });
                 let now = self.stead.host.now();
                 Round::Later(what, now.until(&deadline).unwrap_or_default())
             }
             // A failed start is on record: the next look frees what it made and counts it.
-            Err(error) => Round::Failed(error, matches!(action, Action::Start { .. })),
+            Err(error) => {
+                let text = error.to_string();
+                telling.failed(&step, &text);
+                Round::Failed(text, matches!(action, Action::Start { .. }))
+            }
         }
     }
 
@@ -310,7 +314,9 @@ impl Shared {
         let observed = &report.observed;
         let name = &observed.name;
         let path = self.stead.layout.status(name);
+        let metrics = &self.memory.metrics;
         if is_forgotten(observed, &report.plan) {
+            metrics.forget(&self.memory.tallies, name);
             // One is left where the last step of a deletion was done and yet failed.
             if previous.is_some()
                 && let Err(error) = self.stead.host.remove_file(&path, false)
@@ -330,6 +336,7 @@ impl Shared {
         };
         let now = self.stead.host.now();
         let status = status::compute(previous, &input, events, &now);
+        metrics.vm(&self.memory.tallies, &status, &report.plan);
         if previous != Some(&status) {
             let folder = self.stead.layout.vm_dir(name);
             let write = || {
@@ -349,15 +356,13 @@ pub(super) fn is_to_start(plan: &VmPlan) -> bool {
 }
 
 /// Says what holds the VM back, when that changed.
-fn tell_holds(report: &Report, before: &[String], events: &mut Vec<NewEvent>) {
-    let name = &report.observed.name;
+fn tell_holds(report: &Report, before: &[String], telling: &mut Telling<'_>) {
     let held = status::holds_of(&report.plan);
     for hold in held.iter().filter(|hold| !before.contains(hold)) {
-        tracing::warn!(vm = %name, "held: {hold}");
-        events.push(NewEvent::warning(reasons::Reason::Held.word(), hold));
+        telling.held(hold);
     }
     if held.is_empty() && !before.is_empty() && report.changes == 0 {
-        tracing::info!(vm = %name, "no longer held");
+        telling.released();
     }
 }
 

@@ -67,6 +67,7 @@ impl Bed {
             host: Arc::default(),
             sources: vec![Source::manifests(folder.join("manifests"))],
             push: None,
+            metrics: None,
             state_dir: STATE.into(),
             run_dir: run,
             firecracker: "firecracker".into(),
@@ -213,7 +214,9 @@ impl Bed {
         for path in self.machine.paths(&self.layout.state_dir) {
             let name = path.display().to_string();
             let is_told_apart = name.contains(".corrupt") || name.contains("/trash/");
-            if !is_told_apart && !name.ends_with("status.json") && !name.ends_with("orphans.json") {
+            // Nor what is only told: a line that was lost is not written again.
+            let is_told = ["status.json", "orphans.json", "audit.jsonl"].iter().any(|end| name.ends_with(end));
+            if !is_told_apart && !is_told {
                 all.insert(name);
             }
         }

@@ -212,7 +212,9 @@ fn a_pass_gives_up_at_its_time_limit_and_says_which_vm_hangs() {
                     .collect();
                 // The survey of orphans is of no VM.
                 let is_of_vm = !effect.on.ends_with("orphans.json");
-                assert_eq!(told.len(), usize::from(is_of_vm), "{when}: {effect:?}: {:?}", outcome.failures);
+                // What is written down may be of either.
+                let is_either = effect.on.ends_with("audit.jsonl") && told.is_empty();
+                assert!(is_either || told.len() == usize::from(is_of_vm), "{when}: {effect:?}: {:?}", outcome.failures);
                 assert!(left.is_subset(&told), "{when}: {effect:?}: {left:?}, {told:?}");
             }
             recovers(&bed, &end, &when);

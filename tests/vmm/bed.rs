@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -170,6 +171,21 @@ impl Host {
         wait("the control socket", || self.control_socket());
     }
 
+    /// The same where this socket stands in the journal's place, in a mount namespace of its own, and with its log as the stream to
+    /// the journal or not.
+    pub fn start_daemon_with_journal(&mut self, journal: &Path, is_stream: bool) {
+        let mut command = self.command("unshare");
+        let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && touch /run/systemd/journal/socket && \
+                      mount --bind $1 /run/systemd/journal/socket && exec $0 run";
+        command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_stead")]).arg(journal);
+        fs::File::create(self.log_path()).unwrap();
+        let log = fs::metadata(self.log_path()).unwrap();
+        let inode = if is_stream { log.ino() } else { log.ino() + 1 };
+        command.env("JOURNAL_STREAM", format!("{}:{inode}", log.dev()));
+        self.start_as_daemon(command);
+        wait("the control socket", || self.control_socket());
+    }
+
     fn start_as_daemon(&mut self, mut command: Command) {
         assert!(self.daemon.is_none());
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
@@ -206,6 +222,12 @@ impl Host {
     pub fn stop_daemon(&mut self) -> Option<i32> {
         let mut daemon = self.daemon.take().unwrap();
         signal(i32::try_from(daemon.id()).unwrap(), rustix::process::Signal::TERM);
+        wait("the daemon's end", || daemon.try_wait().unwrap()).code()
+    }
+
+    /// Waits until the daemon ends by itself, and gives its exit status.
+    pub fn daemon_exit(&mut self) -> Option<i32> {
+        let mut daemon = self.daemon.take().unwrap();
         wait("the daemon's end", || daemon.try_wait().unwrap()).code()
     }
 

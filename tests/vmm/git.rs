@@ -122,6 +122,15 @@ fn a_push_becomes_a_vm_and_what_goes_wrong_with_the_repository_stops_none() {
     let synced = followed.sync();
     assert!(synced.status.success() && text(&synced).contains("fleet: applied"), "{}", text(&synced));
     let life = followed.host.running("web");
+    // What is done says which commit asked for it.
+    let commit = followed.output(&["rev-parse", "HEAD"]);
+    let events = text(&followed.host.run(&["events", "-o", "json"]));
+    for place in [
+        format!("\"source\":{{\"name\":\"fleet\",\"commit\":\"{commit}\"}}"),
+        format!("\"source\":{{\"name\":\"fleet\",\"path\":\"web.yaml\",\"line\":1,\"commit\":\"{commit}\"}}"),
+    ] {
+        assert!(events.contains(&place), "{place} is not in\n{events}");
+    }
     assert!(text(&followed.sync()).contains("fleet: up to date"));
 
     followed.push("web.yaml", Some("kind: [VirtualMachine\n"));

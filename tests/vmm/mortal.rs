@@ -70,6 +70,7 @@ pub fn settings() -> Settings {
         host: Arc::default(),
         sources: Vec::new(),
         push: None,
+        metrics: None,
         state_dir: PathBuf::new(),
         run_dir: PathBuf::new(),
         firecracker: PathBuf::new(),
@@ -261,6 +262,9 @@ impl HostOps for Mortal {
     }
     fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool> {
         self.real.trim_log(path, limit)
+    }
+    fn append_log(&self, path: &Path, before: &Path, line: &[u8], limit: u64) -> io::Result<()> {
+        self.io_effect(|| self.real.append_log(path, before, line, limit))
     }
     fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {
         self.real.run_program(request)

@@ -8,6 +8,7 @@
     reason = "ioctls, clone3 and registering a pidfd have no safe form; each block says why it is sound"
 )]
 
+mod append;
 mod arenas;
 mod birth;
 mod cgroup;
@@ -249,6 +250,10 @@ impl HostOps for LinuxHost {
 
     fn trim_log(&self, path: &Path, limit: u64) -> io::Result<bool> {
         logs::trim(path, limit)
+    }
+
+    fn append_log(&self, path: &Path, before: &Path, line: &[u8], limit: u64) -> io::Result<()> {
+        append::append(path, before, line, limit)
     }
 
     fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {

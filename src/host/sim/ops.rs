@@ -96,6 +96,23 @@ fn half_write(world: &mut World, path: &Path, bytes: &[u8]) {
     }
 }
 
+/// Appends to a log; a line of which only a part was written is ended first.
+fn append(world: &mut World, path: &Path, line: &[u8]) -> io::Result<()> {
+    let before = world.files.read(path);
+    let mut bytes = before.as_deref().unwrap_or_default().to_vec();
+    if bytes.last().is_some_and(|last| *last != b'\n') {
+        bytes.push(b'\n');
+    }
+    bytes.extend_from_slice(line);
+    let id = match world.files.at(path) {
+        Some(Node::File(id)) => id,
+        _ => world.files.create(path, world.now())?,
+    };
+    let content = world.content(&bytes);
+    world.files.write(id, content);
+    Ok(())
+}
+
 fn make_folder(world: &mut World, path: &Path) -> io::Result<bool> {
     match world.files.at(path) {
         Some(Node::Folder) => return Ok(false),
@@ -180,6 +197,20 @@ impl HostOps for SimHost {
 
     fn trim_log(&self, _path: &Path, _limit: u64) -> io::Result<bool> {
         Ok(false)
+    }
+
+    fn append_log(&self, path: &Path, before: &Path, line: &[u8], limit: u64) -> io::Result<()> {
+        let half = |world: &mut World| drop(append(world, path, &line[..line.len() / 2]));
+        self.effect(on_file("append_log", path).with_half(), half, |world| {
+            no_folder(world, path)?;
+            world.need_room(path)?;
+            let length = world.files.read(path).map_or(0, |bytes| bytes.len());
+            if length > 0 && (length + line.len()) as u64 > limit {
+                let log = world.files.at(path);
+                world.files.rename(vec![(path.to_owned(), None), (before.to_owned(), log)]);
+            }
+            append(world, path, line)
+        })
     }
 
     fn run_program(&self, request: &ProgramRequest<'_>) -> io::Result<ProgramOutput> {

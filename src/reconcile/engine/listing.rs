@@ -1,5 +1,7 @@
 //! What the manifests say, read when somebody tells that they changed and whenever else it has to be known.
 
+use std::sync::Arc;
+
 use super::Engine;
 use crate::desired::Desired;
 use crate::desired::delta::Delta;
@@ -24,8 +26,12 @@ impl Engine {
         }
     }
 
-    /// Takes in what another commit of a git source declares.
-    pub(in crate::reconcile) fn put_in_force(&mut self, source: Number, desired: Desired) {
+    /// Takes in what another commit of a git source declares; none is named if it is not another one.
+    pub(in crate::reconcile) fn put_in_force(&mut self, source: Number, commit: Option<String>, desired: Desired) {
+        if let (Some(commit), Some((name, _))) = (commit, self.shared.stead.git_source(source)) {
+            let name = name.clone();
+            Arc::make_mut(&mut self.commits).insert(name, commit);
+        }
         if let Some(listed) = self.sources.put(source, desired) {
             self.pass_on(|agenda, gates, now| agenda.list(listed, gates, now));
         }
@@ -35,6 +41,9 @@ impl Engine {
     fn pass_on(&mut self, take_in: impl FnOnce(&mut Agenda, &GateState, &Now) -> News) {
         let (gates, now) = (self.gates(), self.stead().host.now());
         let news = take_in(&mut self.agenda, &gates, &now);
+        let desired = self.agenda.desired();
+        let sources = desired.sources.iter().map(|(name, state)| (name, state.is_complete()));
+        self.shared.memory.metrics.manifests(sources, desired.problems.len());
         for problem in &news.problems {
             tracing::warn!("{}", problem.one_line());
         }
