@@ -21,6 +21,7 @@ pub mod observed;
 pub mod plan;
 pub mod push;
 pub mod reconcile;
+pub mod service_manager;
 pub mod spec;
 pub mod state;
 pub mod status;

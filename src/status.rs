@@ -78,7 +78,7 @@ impl Status {
 }
 
 /// A VM's state in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum VmPhase {
     /// Its guest runs.
     Running,

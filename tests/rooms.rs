@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("control", &["names"]),
     ("http", &["names"]),
     ("push", &["http", "desired"]),
+    ("service_manager", &[]),
     ("reconcile", &["*"]),
     ("cli", &["*"]),
 ];

@@ -14,6 +14,7 @@ mod gc;
 mod get;
 mod holdings;
 mod logs;
+mod man;
 mod once;
 mod parts;
 mod plan;
@@ -111,6 +112,9 @@ pub enum Command {
     Schema(schema::Args),
     /// Print completions for a shell
     Completions(completions::Args),
+    /// Write manual pages, for who packages stead
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 /// What every command works with.
@@ -175,6 +179,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Validate(args) => validate::execute(context, &args),
         Command::Schema(args) => schema::execute(context, &args),
         Command::Completions(args) => completions::execute(context, &args),
+        Command::Man(args) => man::execute(context, &args),
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::agenda::{Report, UNKNOWN_POLL, is_forgotten, wake_after};
 use super::starts::StartLimit;
+use super::tally::Tally;
 use super::{Memory, Progress, Stead, requests};
 use crate::act::{ActError, Actor, Outcome, Wake};
 use crate::control::{Reply, Request};
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) scan: ProcessScan,
     pub(super) gates: Mutex<GateState>,
     pub(super) starts: Mutex<StartLimit>,
+    pub(super) tally: Mutex<Tally>,
     /// The process of each VM whose end is watched.
     watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
     exits: mpsc::UnboundedSender<VmName>,
@@ -100,6 +102,7 @@ impl Shared {
         Self {
             stead,
             starts,
+            tally: Mutex::default(),
             memory: Memory::new(wake),
             scan: ProcessScan::default(),
             gates: Mutex::new(gates),
@@ -302,6 +305,7 @@ impl Shared {
         let name = &observed.name;
         let path = self.stead.layout.status(name);
         if is_forgotten(observed, &report.plan) {
+            lock(&self.tally).set(name, None);
             // One is left where the last step of a deletion was done and yet failed.
             if previous.is_some()
                 && let Err(error) = self.stead.host.remove_file(&path, false)
@@ -321,6 +325,7 @@ impl Shared {
         };
         let now = self.stead.host.now();
         let status = status::compute(previous, &input, events, &now);
+        lock(&self.tally).set(name, Some(&status));
         if previous != Some(&status) {
             let folder = self.stead.layout.vm_dir(name);
             let write = || {
