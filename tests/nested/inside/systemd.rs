@@ -60,8 +60,10 @@ fn apply(name: &str, text: &str) {
     fs::rename(temporary, Path::new(MANIFESTS).join(format!("{name}.yaml"))).unwrap();
 }
 
-fn withdraw(name: &str) {
-    fs::remove_file(Path::new(MANIFESTS).join(format!("{name}.yaml"))).unwrap();
+/// Declares that it is not to run. Deletions would, of so many, wait for an approval.
+fn stop(name: &str) {
+    let manifest = fs::read_to_string(Path::new(MANIFESTS).join(format!("{name}.yaml"))).unwrap();
+    apply(name, &format!("{manifest}  powerState: Stopped\n"));
 }
 
 /// One VM of each kind: nothing but memory; a disk of device-mapper's and a tap; QEMU.
@@ -239,22 +241,24 @@ pub fn the_service_ends_in_every_way() {
     let held_by_now = fs::read_to_string(&holder).unwrap();
     assert!(held_by_now.lines().count() == 1 && held_by_now != held_by, "{held_by_now}");
 
-    // A broken manifest, and the status says so. Then nobody is left, and nothing stays but for stead.
-    apply("most", "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata: {name: most}\nspec: {memory: much}\n");
-    wait("the status of what is broken", || {
-        (show("stead.service", "StatusText") == "4 running, 1 degraded").then_some(())
+    // One that lacks something, and the status says so. Then nobody runs, and nothing stays but for stead.
+    apply("lost", &bed::vm("lost", "  disks:\n    - {name: root, image: /var/lib/stead/images/none.img, mode: copy}\n"));
+    wait("the status of who lacks something", || {
+        (show("stead.service", "StatusText") == "5 running, 1 degraded").then_some(())
     });
+    fs::remove_file(Path::new(MANIFESTS).join("lost.yaml")).unwrap();
     systemctl(&["restart", "stead.service"]);
     for name in ["most", "more", "web", "emu", "db"] {
-        withdraw(name);
-        wait(&format!("{name} is gone"), || handles(name).is_none().then_some(()));
+        stop(name);
+        wait(&format!("{name} stops"), || handles(name).is_none().then_some(()));
     }
+    wait("the status of those", || (show("stead.service", "StatusText") == "5 stopped").then_some(()));
     // Nobody holds it: this stead has started no VM.
     is_gone(&scope);
     apply("web", &bed::vm("web", ""));
     wait("a VM in a new scope", || life("web"));
-    withdraw("web");
-    wait("it is gone", || handles("web").is_none().then_some(()));
+    stop("web");
+    wait("it stops", || handles("web").is_none().then_some(()));
     systemctl(&["stop", "stead.service"]);
     is_gone(&scope);
 }
@@ -288,13 +292,10 @@ pub fn a_pass_is_a_unit() {
     assert!(pass.status.success(), "a pass beside the daemon is none, and no failure: {pass:?}");
     systemctl(&["stop", "stead.service"]);
     all_are(&lives, "after the daemon");
-    // Two at a time: more would wait for an approval.
-    for name in ["db", "emu", "web"] {
-        withdraw(name);
-        wait(&format!("{name} is gone"), || {
-            systemctl(&["start", "stead-reconcile.service"]);
-            handles(name).is_none().then_some(())
-        });
+    ALL.into_iter().for_each(stop);
+    systemctl(&["start", "stead-reconcile.service"]);
+    for name in ALL {
+        assert!(handles(name).is_none(), "{name} runs");
     }
     is_gone(&scope);
     assert_eq!(run("dmsetup", &["ls"]), "No devices found");
@@ -331,10 +332,12 @@ pub fn the_package_comes_and_goes() {
     }
     assert!(run("stead", &["sources"]).contains(MANIFESTS), "the configuration file is understood");
 
+    println!("INSTALLED");
     apply_all();
     let lives = all_run();
     let scope = scope_of(&lives);
 
+    println!("STARTED {lives:?} in {scope}");
     // The other way to run it.
     systemctl(&["disable", "--now", "stead.service"]);
     systemctl(&["enable", "--now", "stead-reconcile.timer"]);
@@ -346,11 +349,13 @@ pub fn the_package_comes_and_goes() {
     wait("the pass ends", || (show("stead-reconcile.service", "ActiveState") != "activating").then_some(()));
     systemctl(&["enable", "--now", "stead.service"]);
 
+    println!("RUN BY THE TIMER");
     let before = main_pid();
     install_package("2");
     comes_back(before);
     all_are(&lives, "upgraded");
 
+    println!("UPGRADED");
     // What an administrator has stopped stays so.
     systemctl(&["disable", "--now", "stead.service"]);
     install_package("1");
@@ -358,6 +363,7 @@ pub fn the_package_comes_and_goes() {
     assert_eq!(is_enabled("stead.service"), "disabled");
     systemctl(&["enable", "--now", "stead.service"]);
 
+    println!("UPGRADED WHILE STOPPED");
     dpkg(&["--remove", "stead"]);
     assert_eq!(show("stead.service", "ActiveState"), "inactive");
     all_are(&lives, "removed");
@@ -366,20 +372,23 @@ pub fn the_package_comes_and_goes() {
     assert_eq!([show("stead.service", "ActiveState"), is_enabled("stead.service")], ["active", "enabled"]);
     all_are(&lives, "installed again");
 
+    println!("REMOVED AND INSTALLED AGAIN");
     let said = dpkg(&["--purge", "stead"]);
     assert!(said.contains("/var/lib/stead is left as it is"), "{said}");
     all_are(&lives, "purged");
     assert_eq!(show(&scope, "ActiveState"), "active");
     assert!(!Path::new("/etc/stead/config.yaml").exists() && Path::new(MANIFESTS).join("web.yaml").exists());
 
+    println!("PURGED");
     // Nothing was lost by it.
     install_package("2");
     all_are(&lives, "installed after a purge");
     for name in ALL {
-        withdraw(name);
-        wait(&format!("{name} is gone"), || handles(name).is_none().then_some(()));
+        stop(name);
+        wait(&format!("{name} stops"), || handles(name).is_none().then_some(()));
+        fs::remove_file(Path::new(MANIFESTS).join(format!("{name}.yaml"))).unwrap();
     }
     dpkg(&["--purge", "stead"]);
     is_gone(&scope);
-    assert!(!Path::new("/etc/stead").exists(), "no manifest was left in it");
+    assert!(!Path::new("/etc/stead").exists(), "nobody's manifests were left in it");
 }
