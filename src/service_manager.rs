@@ -100,7 +100,8 @@ mod tests {
     }
 
     fn hear(states: &[NotifyState<'_>]) -> std::io::Result<()> {
-        let names = states.iter().map(|state| state.to_string().split_inclusive('=').next().unwrap_or_default().to_owned());
+        let names =
+            states.iter().map(|state| state.to_string().split_inclusive('=').next().unwrap_or_default().to_owned());
         let line = names.zip(states).map(|(name, state)| match state {
             // A moment, which is another each time.
             NotifyState::MonotonicUsec(_) => name,

@@ -77,7 +77,9 @@ fn the_documented_exposure_is_what_systemd_says() {
         let said = String::from_utf8(done.output().unwrap().stdout).unwrap();
         let score = said.lines().last().unwrap().trim();
         assert!(docs.lines().any(|line| line == score), "docs/systemd.md does not say: {score}");
-        open.extend(said.lines().filter_map(|line| Some(line.strip_prefix('✗')?.split_whitespace().next()?.to_owned())));
+        open.extend(
+            said.lines().filter_map(|line| Some(line.strip_prefix('✗')?.split_whitespace().next()?.to_owned())),
+        );
     }
     for setting in open {
         let row = format!("| `{}` |", setting.replace('|', "\\|"));

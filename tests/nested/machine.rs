@@ -336,7 +336,11 @@ fn arguments(start: Start, root: Option<&Path>, state: &Path, payload: &Path) ->
     // What is written to the root filesystem goes to a file of QEMU's own, and away with it.
     let root = root.map(|root| ("root", root, "snapshot=on"));
     let bed = bed("nested/bed.img");
-    let drives = [("bed", bed.as_path(), "readonly=on"), ("payload", payload, "readonly=on"), ("state", state, "cache=writeback")];
+    let drives = [
+        ("bed", bed.as_path(), "readonly=on"),
+        ("payload", payload, "readonly=on"),
+        ("state", state, "cache=writeback"),
+    ];
     for (name, file, access) in drives.into_iter().chain(root) {
         let file = file.display().to_string().replace(',', ",,");
         arguments.extend([

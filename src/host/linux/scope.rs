@@ -195,7 +195,9 @@ mod tests {
     fn a_scope_is_told_from_other_cgroups() {
         assert_eq!(scope_of("stead.slice/stead-1.scope/web"), Some(("stead.slice/stead-1.scope", "web")));
         assert_eq!(scope_of("stead.slice/stead-1.scope/"), Some(("stead.slice/stead-1.scope", "")));
-        for other in ["stead/1/web", "stead.slice", "stead.slice/stead-1.scope", "stead.slice/a.service/web", "x/y.scope/z"] {
+        for other in
+            ["stead/1/web", "stead.slice", "stead.slice/stead-1.scope", "stead.slice/a.service/web", "x/y.scope/z"]
+        {
             assert_eq!(scope_of(other), None, "{other}");
         }
     }

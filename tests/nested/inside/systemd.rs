@@ -41,7 +41,8 @@ fn systemctl(args: &[&str]) -> String {
 
 /// What the services and systemd said.
 pub fn story() -> String {
-    let Ended { stdout, .. } = ends(Command::new("journalctl").args(["--no-pager", "-o", "short-monotonic", "-n", "150"]));
+    let Ended { stdout, .. } =
+        ends(Command::new("journalctl").args(["--no-pager", "-o", "short-monotonic", "-n", "150"]));
     stdout
 }
 
@@ -242,7 +243,10 @@ pub fn the_service_ends_in_every_way() {
     assert!(held_by_now.lines().count() == 1 && held_by_now != held_by, "{held_by_now}");
 
     // One that lacks something, and the status says so. Then nobody runs, and nothing stays but for stead.
-    apply("lost", &bed::vm("lost", "  disks:\n    - {name: root, image: /var/lib/stead/images/none.img, mode: copy}\n"));
+    apply(
+        "lost",
+        &bed::vm("lost", "  disks:\n    - {name: root, image: /var/lib/stead/images/none.img, mode: copy}\n"),
+    );
     wait("the status of who lacks something", || {
         (show("stead.service", "StatusText") == "5 running, 1 degraded").then_some(())
     });
