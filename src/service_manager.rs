@@ -26,7 +26,7 @@ enum Standing {
 impl ServiceManager {
     /// That of this process, by `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
     pub fn of_this_process() -> Self {
-        Self::new(|states| sd_notify::notify(states), sd_notify::watchdog_enabled())
+        Self::new(sd_notify::notify, sd_notify::watchdog_enabled())
     }
 
     fn new(send: fn(&[NotifyState<'_>]) -> std::io::Result<()>, watchdog: Option<Duration>) -> Self {
@@ -99,6 +99,7 @@ mod tests {
         static SAID: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it stands for what may fail")]
     fn hear(states: &[NotifyState<'_>]) -> std::io::Result<()> {
         let names =
             states.iter().map(|state| state.to_string().split_inclusive('=').next().unwrap_or_default().to_owned());

@@ -204,6 +204,7 @@ mod tests {
 
     /// Where there is no systemd, or nothing that could be joined, the reason is told and nothing stays.
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
     fn a_scope_that_is_not_to_be_had_is_named() {
         let root = tempfile::tempdir().unwrap();
         let scope = "stead.slice/stead-none.scope";
