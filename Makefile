@@ -26,7 +26,10 @@ endif
 
 have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 
-scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run fuzz/run
+# What makes packages, as tests/bed/prepare has it too.
+cargo_deb_version := $(shell sed -n 's/^cargo_deb_version=//p' tests/bed/prepare)
+
+scripts := .ci/run contrib/debian/build contrib/debian/postinst contrib/debian/prerm contrib/debian/postrm demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/bed/nested/systemd/nested-job tests/mutants/run fuzz/run
 
 .PHONY: help
 help: ## List what can be made
@@ -112,6 +115,17 @@ prepare: ## Install what the tests need: packages, Firecracker, a Linux guest
 .PHONY: install
 install: build ## Install to $(DESTDIR)$(PREFIX)
 	install -D -m 0755 target/release/stead $(DESTDIR)$(PREFIX)/bin/stead
+
+PROFILE ?= release
+# cargo's folder of a profile: https://doc.rust-lang.org/cargo/guide/build-cache.html
+profile_folder := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+.PHONY: deb
+deb: need-cargo ## Make target/debian/stead_VERSION_amd64.deb; PROFILE=dev is built faster
+	$(CARGO) build --locked --profile $(PROFILE) --bin stead
+	PATH="$(STEAD_BED)/bin:$(CURDIR)/target/tools/bin:$$PATH" command -v cargo-deb >/dev/null || \
+	$(CARGO) install --locked --debug --root target/tools --version $(cargo_deb_version) cargo-deb
+	contrib/debian/build target/$(profile_folder)/stead target/debian
 
 .PHONY: clean
 clean: ## Remove all that was built, fetched or prepared

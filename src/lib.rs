@@ -25,6 +25,7 @@ pub mod plan;
 pub mod push;
 pub mod reasons;
 pub mod reconcile;
+pub mod service_manager;
 pub mod spec;
 pub mod state;
 pub mod status;

@@ -7,7 +7,7 @@ mod ids;
 mod layout;
 
 pub use ids::{Backing, DmLayer, Incarnation, Owner, ShortUid, StateId, VmUid};
-pub use layout::{Layout, RunDirTooLong};
+pub use layout::{Layout, RunDirTooLong, SCOPE_SUFFIX, SLICE};
 
 use std::borrow::Borrow;
 use std::fmt;

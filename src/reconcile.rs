@@ -11,6 +11,7 @@ mod passes;
 mod requests;
 mod starts;
 mod syncs;
+mod tally;
 mod telling;
 mod upkeep;
 mod worker;
@@ -39,6 +40,7 @@ use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Observed, ObservedVm};
 use crate::plan::{Absences, AllowPrune, Plan};
 use crate::push::{self, PushError};
+use crate::service_manager::ServiceManager;
 use crate::state::{GateState, SyncState, parse_gates};
 use crate::sync::{GitSource, SyncError, Syncer};
 use crate::wakeups::Reason;
@@ -316,6 +318,8 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     pulse.during(engine.settle()).await;
     engine.wake_all(Reason::Startup)?;
     let mut next_resync = tokio::time::Instant::now() + jittered(resync, engine.seed());
+    let mut manager = ServiceManager::of_this_process();
+    let mut next_ping = manager.ping_every().map(|_| tokio::time::Instant::now());
 
     tokio::pin!(shutdown);
     loop {
@@ -324,9 +328,20 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
         engine.measure();
         syncs.begin_due();
         let next_sync = syncs.next_due();
+        if let Some(status) = engine.news() {
+            manager.status(status);
+        }
+        if engine.has_made_its_pass() {
+            manager.ready();
+        }
         tokio::select! {
             biased;
             () = &mut shutdown => break,
+            // From here, so that a loop that hangs is noticed; and before all that may come without end.
+            () = at(next_ping) => {
+                manager.ping();
+                next_ping = manager.ping_every().map(|wait| tokio::time::Instant::now() + wait);
+            }
             event = engine.event() => engine.take_in(event)?,
             (source, change) = watches.next() => engine.take_up(source, &change),
             Some(ended) = syncs.ended() => {
@@ -347,12 +362,14 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
                 next_resync = full_pass(&mut engine, resync, Engine::resync);
             }
             Some(()) = hangup.recv() => {
+                manager.reloading();
                 syncs.hurry();
                 next_resync = full_pass(&mut engine, resync, Engine::resync_thoroughly);
             }
         }
     }
     pulse.end();
+    manager.stopping();
     // Who waits for an answer waits no longer than this: nothing more is begun.
     engine.refuse_all(STOPPING);
     drop(asked);

@@ -29,6 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("http", &["names"]),
     ("push", &["http", "desired"]),
     ("doctor", &["names", "spec", "host", "desired", "vmm"]),
+    ("service_manager", &[]),
     ("reconcile", &["*"]),
     ("cli", &["*"]),
 ];

@@ -18,6 +18,7 @@ mod get;
 mod holdings;
 mod logging;
 mod logs;
+mod man;
 mod once;
 mod parts;
 mod plan;
@@ -126,6 +127,9 @@ pub enum Command {
     Schema(schema::Args),
     /// Print completions for a shell
     Completions(completions::Args),
+    /// Write manual pages, for who packages stead
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 impl Command {
@@ -201,6 +205,7 @@ pub fn execute(context: &Context, command: Command) -> Result<Exit, CliError> {
         Command::Validate(args) => validate::execute(context, &args),
         Command::Schema(args) => schema::execute(context, &args),
         Command::Completions(args) => completions::execute(context, &args),
+        Command::Man(args) => man::execute(context, &args),
     }
 }
 

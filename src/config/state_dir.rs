@@ -151,12 +151,17 @@ pub fn open_state(settings: &Settings, access: Access) -> Result<Layout, StateEr
     if record.run_dir != run_dir {
         return Err(StateError::OtherRunDir { state_dir, remembered: record.run_dir, given: run_dir });
     }
-    let layout = Layout::new(record.id, state_dir, &run_dir)?;
+    let layout = Layout::new(record.id, state_dir, &run_dir)?.under_systemd(is_under_systemd());
     if access == Access::Actor {
         make_private_folder(&layout.run_dir)?;
     }
     check_private(&layout.run_dir)?;
     Ok(layout)
+}
+
+/// Whether systemd is this host's PID 1: sd_booted(3).
+fn is_under_systemd() -> bool {
+    fs::symlink_metadata("/run/systemd/system").is_ok_and(|metadata| metadata.is_dir())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, StateError> {

@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 use super::ids::read_number;
 use super::{Backing, Incarnation, SOCKET_PATH_MAX, ShortUid, StateId, VmName, VmUid};
 
+/// The slice of systemd's that the scopes of all states are in.
+pub const SLICE: &str = "stead.slice";
+/// How the name of a scope ends (systemd.scope(5)).
+pub const SCOPE_SUFFIX: &str = ".scope";
+
 /// Where one state keeps its files and sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -14,6 +19,8 @@ pub struct Layout {
     pub state_dir: PathBuf,
     /// RUN/ID: sockets, gone after a reboot.
     pub run_dir: PathBuf,
+    /// Whether the hierarchy of cgroups is systemd's: see [`Layout::cgroups`].
+    under_systemd: bool,
 }
 
 /// A run folder that leaves no room for socket names.
@@ -31,13 +38,19 @@ pub struct RunDirTooLong {
 impl Layout {
     /// A layout whose every socket fits [`SOCKET_PATH_MAX`]; `run_dir` is RUN, to which the state's folder is added.
     pub fn new(state_id: StateId, state_dir: PathBuf, run_dir: &Path) -> Result<Self, RunDirTooLong> {
-        let layout = Self { state_id, state_dir, run_dir: run_dir.join(state_id.short()) };
+        let layout = Self { state_id, state_dir, run_dir: run_dir.join(state_id.short()), under_systemd: false };
         let longest = layout.identity_socket(&"x".parse().expect("a valid name"), Incarnation(u64::MAX));
         let needed = longest.as_os_str().len();
         if needed > SOCKET_PATH_MAX {
             return Err(RunDirTooLong { run_dir: run_dir.to_owned(), needed });
         }
         Ok(layout)
+    }
+
+    /// The same on a host whose cgroups are systemd's to give, if they are.
+    #[must_use]
+    pub fn under_systemd(self, under_systemd: bool) -> Self {
+        Self { under_systemd, ..self }
     }
 
     /// The uid of the VM of this name.
@@ -187,9 +200,15 @@ impl Layout {
         self.state_dir.join("orphans.json")
     }
 
-    /// The cgroup under which all of this state's are, below the root of the cgroup v2 hierarchy.
+    /// The cgroup under which all of this state's are, below the root of the cgroup v2 hierarchy. Under systemd it is that of a
+    /// scope, which systemd hands over: in its hierarchy nobody else makes cgroups by themselves
+    /// (<https://systemd.io/CGROUP_DELEGATION>).
     pub fn cgroups(&self) -> String {
-        format!("stead/{}", self.state_id)
+        if self.under_systemd {
+            format!("{SLICE}/stead-{}{SCOPE_SUFFIX}", self.state_id)
+        } else {
+            format!("stead/{}", self.state_id)
+        }
     }
 
     /// The cgroup of this VM's processes. A VM's name contains no dot, as every file of the kernel's in there does.

@@ -183,6 +183,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether everything was looked at since the last full pass began.
+    pub(super) fn has_made_its_pass(&self) -> bool {
+        !self.passes.is_under_way()
+    }
+
+    /// In one line, how the VMs are; if it may differ from the last one.
+    pub(super) fn news(&self) -> Option<String> {
+        worker::lock(&self.shared.tally).take_change()
+    }
+
     fn recorded(&self) -> Result<BTreeSet<VmName>, ReconcileError> {
         super::known_vms(self.stead(), &self.shared.looker())
     }

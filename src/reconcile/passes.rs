@@ -99,6 +99,11 @@ impl Passes {
         self.under_way.as_mut().filter(is_time).map(|pass| pass.glances = true).is_some()
     }
 
+    /// Whether one is not through yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
     /// Nothing more is expected of it: the time ran out.
     pub(super) fn stop(&mut self) {
         self.under_way = None;

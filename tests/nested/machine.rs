@@ -29,6 +29,16 @@ fn bed(file: &str) -> PathBuf {
     path
 }
 
+/// Makes the Debian packages of stead with these revisions, of the stead that is tested.
+pub fn packages(revisions: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in(scratch("")).unwrap();
+    for revision in revisions {
+        let mut build = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/debian/build"));
+        run(build.arg(env!("CARGO_BIN_EXE_stead")).arg(folder.path()).arg(revision));
+    }
+    folder
+}
+
 /// A folder of this test target's own, below cargo's.
 fn scratch(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nested").join(name);
@@ -60,6 +70,13 @@ impl Disk {
     pub fn new() -> Self {
         let image = Image::new(1 << 30);
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()));
+        Self(image)
+    }
+
+    /// One with the files of this folder on it.
+    pub fn holding(folder: &Path) -> Self {
+        let image = Image::new(1 << 30);
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(folder).arg(image.path()));
         Self(image)
     }
 }
@@ -107,7 +124,16 @@ pub struct Machine {
 impl Machine {
     /// Powers a machine on and has it run a job: a name of `inside::JOBS` or `inside::TESTS`, with arguments.
     pub fn boot(disk: &Disk, job: &str) -> Self {
-        let mut machine = Self::start(Start::Booted, &disk.0.path(), &payload(), job);
+        Self::boot_with(None, disk, job)
+    }
+
+    /// The same on a host with systemd as its PID 1, and a root filesystem of its own, which is as new each time.
+    pub fn boot_systemd(disk: &Disk, job: &str) -> Self {
+        Self::boot_with(Some(&bed("nested/systemd.img")), disk, job)
+    }
+
+    fn boot_with(root: Option<&Path>, disk: &Disk, job: &str) -> Self {
+        let mut machine = Self::start(Start::Booted, root, &disk.0.path(), &payload(), job);
         machine.wait_for("up", BOUND);
         machine.give(job);
         machine
@@ -117,7 +143,7 @@ impl Machine {
     /// its clock are fresh. Its disks are what they are given to be.
     pub fn restore(disk: &Disk, job: &str) -> Self {
         let saved = Saved::get();
-        let mut machine = Self::start(Start::Restored, &disk.0.path(), &payload(), job);
+        let mut machine = Self::start(Start::Restored, None, &disk.0.path(), &payload(), job);
         let qmp = &mut machine.qmp;
         qmp.ignore_shared();
         qmp.ask("migrate-incoming", &json!({"uri": format!("exec:cat '{}'", saved.folder.join("devices").display())}));
@@ -126,7 +152,7 @@ impl Machine {
         machine
     }
 
-    fn start(start: Start, state: &Path, payload: &Path, job: &str) -> Self {
+    fn start(start: Start, root: Option<&Path>, state: &Path, payload: &Path, job: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = job.split_whitespace().next().unwrap();
         let name = format!("{name}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -139,7 +165,7 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         // QEMU goes when this test goes, however that comes about.
         qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
-            .args(arguments(start, state, payload))
+            .args(arguments(start, root, state, payload))
             .arg("-serial")
             .arg(format!("file:{}", kernel_log.display()))
             .args(["-chardev", "socket,id=job,fd=1", "-serial", "chardev:job"])
@@ -279,7 +305,7 @@ impl Drop for Machine {
 }
 
 /// QEMU's arguments for the machine itself.
-fn arguments(start: Start, state: &Path, payload: &Path) -> Vec<String> {
+fn arguments(start: Start, root: Option<&Path>, state: &Path, payload: &Path) -> Vec<String> {
     let memory = match start {
         Start::Booted => "memory-backend-ram,id=memory,size=1G".to_owned(),
         // Shared, the machine's memory becomes the file. Private, it begins as the file: nothing is read before it is used.
@@ -307,11 +333,15 @@ fn arguments(start: Start, state: &Path, payload: &Path) -> Vec<String> {
         arguments.extend([option.to_owned(), bed(file).display().to_string()]);
     }
     // With QEMU's cache in write-back mode, as on hardware, a flush by the kernel inside is what makes data safe.
-    for (name, file, access) in [
-        ("bed", bed("nested/bed.img").as_path(), "readonly=on"),
+    // What is written to the root filesystem goes to a file of QEMU's own, and away with it.
+    let root = root.map(|root| ("root", root, "snapshot=on"));
+    let bed = bed("nested/bed.img");
+    let drives = [
+        ("bed", bed.as_path(), "readonly=on"),
         ("payload", payload, "readonly=on"),
         ("state", state, "cache=writeback"),
-    ] {
+    ];
+    for (name, file, access) in drives.into_iter().chain(root) {
         let file = file.display().to_string().replace(',', ",,");
         arguments.extend([
             "-drive".to_owned(),
@@ -345,7 +375,7 @@ impl Saved {
     /// What the saved host was made from: its kernel, its initramfs, QEMU, and how QEMU was called.
     fn key() -> String {
         let nothing = Path::new("");
-        let mut key = format!("{:?}\n", arguments(Start::ToBeSaved, nothing, nothing));
+        let mut key = format!("{:?}\n", arguments(Start::ToBeSaved, None, nothing, nothing));
         for file in [bed("nested/vmlinux"), bed("nested/initramfs"), qemu_binary()] {
             key += &version(&file);
         }
@@ -379,7 +409,7 @@ impl Saved {
         }
         // It never looks at its disks, so any will do.
         let disks = [1 << 20; 2].map(Image::new);
-        let mut machine = Machine::start(Start::ToBeSaved, &disks[0].path(), &disks[1].path(), "saving");
+        let mut machine = Machine::start(Start::ToBeSaved, None, &disks[0].path(), &disks[1].path(), "saving");
         machine.wait_for("up", BOUND);
         let qmp = &mut machine.qmp;
         qmp.ignore_shared();

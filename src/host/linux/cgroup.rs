@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use nix::libc;
 
 use super::kernel_files;
+use super::scope::{HOLDER, Scopes, scope_of};
 use crate::host::devices::{Cgroup, CgroupFacts, CgroupLimits};
 
 /// The controllers that limit a VM.
@@ -17,6 +18,7 @@ const CONTROLLERS: [&str; 2] = ["cpu", "memory"];
 #[derive(Debug, Default)]
 pub(super) struct Cgroups {
     root: OnceLock<Result<PathBuf, String>>,
+    scopes: Scopes,
 }
 
 impl Cgroups {
@@ -93,7 +95,7 @@ impl Cgroups {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry?;
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name() != HOLDER && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 names.extend(entry.file_name().into_string().ok());
             }
         }
@@ -133,7 +135,13 @@ impl Cgroups {
 
     fn try_make_folders(&self, path: &str) -> io::Result<bool> {
         let root = self.root().map_err(|why| super::error(io::ErrorKind::Unsupported, why))?;
-        let mut folder = root.to_owned();
+        let (mut folder, mut path) = (root.to_owned(), path);
+        if let Some((scope, below)) = scope_of(path) {
+            // The levels above are systemd's, controllers included.
+            self.scopes.keep(root, scope)?;
+            folder.push(scope);
+            path = below;
+        }
         let mut is_new = false;
         for part in path.split('/') {
             hand_down(&folder);
@@ -188,6 +196,10 @@ impl Cgroups {
         }
         let parents = Path::new(path).ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
         for parent in parents {
+            // systemd's own, and the slice that it is in, go when nobody is in them any more.
+            if scope_of(&format!("{}/", parent.display())).is_some() {
+                break;
+            }
             // Others' VMs are in it.
             if fs::remove_dir(self.folder(&parent.to_string_lossy())?).is_err() {
                 break;
@@ -213,7 +225,7 @@ fn hand_down(folder: &Path) {
 }
 
 /// Writes to a file of the kernel's, which takes each write as one word.
-fn tell(file: &Path, word: &str) -> io::Result<()> {
+pub(super) fn tell(file: &Path, word: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(file)?.write_all(word.as_bytes())
 }
 
@@ -228,7 +240,7 @@ mod tests {
 
     #[test]
     fn no_path_leaves_the_hierarchy() {
-        let cgroups = Cgroups { root: OnceLock::from(Ok("/sys/fs/cgroup".into())) };
+        let cgroups = Cgroups { root: OnceLock::from(Ok("/sys/fs/cgroup".into())), ..Cgroups::default() };
         for bad in ["", "/", "..", "stead/../..", "stead//x", "/stead", "./x"] {
             assert_eq!(cgroups.folder(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad}");
         }

@@ -35,6 +35,7 @@ mod peer;
 pub mod proc;
 mod process;
 mod programs;
+mod scope;
 mod spawn;
 mod tap;
 mod tap_removal;

@@ -10,6 +10,7 @@ mod objects;
 mod power;
 mod simulated;
 mod stead;
+mod systemd;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -54,6 +55,9 @@ const JOBS: &[Named] = named![
     stead::the_vm_lives_again,
     churn::vms_come_and_go,
     churn::the_objects_of_a_start_are_timed,
+    systemd::the_service_ends_in_every_way,
+    systemd::a_pass_is_a_unit,
+    systemd::the_package_comes_and_goes,
     host::say_who_you_are,
     host::panics,
     host::ends_without_a_verdict,

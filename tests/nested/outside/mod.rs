@@ -3,6 +3,7 @@
 mod churn;
 mod host;
 mod power;
+mod systemd;
 
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ pub const TESTS: &[Named] = named![
     power::unsynced_data_is_really_lost_in_a_power_cut,
     power::a_vm_runs_again_after_a_power_cut_and_counts_its_lives_on,
     power::power_cuts_at_random_moments_break_no_rule,
+    systemd::vms_outlive_whatever_ends_the_service,
+    systemd::vms_outlive_the_unit_of_a_pass,
+    systemd::vms_outlive_the_package,
     host::every_host_has_a_boot_id_random_numbers_and_a_clock_of_its_own,
     host::a_job_that_panics_ends_or_hangs_does_not_pass,
 ];
