@@ -219,6 +219,11 @@ impl Wakeups {
         self.working.first().map(|(since, _)| *since + OVERDUE)
     }
 
+    /// Whether this VM's work is overdue.
+    pub fn is_overdue(&self, name: &VmName) -> bool {
+        self.overdue.contains(name)
+    }
+
     /// Whose work is overdue.
     pub fn overdue(&self) -> impl Iterator<Item = &VmName> {
         self.overdue.iter()

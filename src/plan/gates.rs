@@ -51,7 +51,22 @@ pub struct Population<I> {
     pub undeclared: I,
     /// How many of this state were applied, declared or not: the cap is a share of them.
     pub applied: usize,
+    /// Those that were not looked at yet.
+    pub unseen: Unseen,
 }
+
+/// VMs with records that were not looked at yet: each may have been applied, and be one of those that are gone from the
+/// manifests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// Whether some will be seen soon: until then nobody knows how many are gone at once.
+    pub soon: bool,
+    /// How many are not declared, and cannot be seen now, since a call to the host hangs.
+    pub stuck: usize,
+}
+
+/// How soon the gates are asked again when they wait for VMs to be looked at; by whom they wait for they are asked before.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Asks the gates about every VM that no manifest declares.
 pub fn decide<'a>(
@@ -72,7 +87,7 @@ pub fn decide<'a>(
         // One that was declared again since was not deleted then, and is asked about anew.
         (deletion.at.boot_id == since.boot_id && deletion.at.boot_ms >= since.boot_ms).then_some(())
     };
-    let Population { undeclared, applied } = population;
+    let Population { undeclared, applied, unseen } = population;
     for (name, vm) in undeclared {
         match judge(desired, name, vm, absences, policy, now) {
             // What was let through already goes on, whatever else is wanted since.
@@ -91,6 +106,11 @@ pub fn decide<'a>(
     if wanted.is_empty() {
         return verdicts;
     }
+    if unseen.soon {
+        let wait = Hold::PruneDelay(now.deadline(ASK_AGAIN));
+        verdicts.by_vm.extend(wanted.into_iter().map(|(name, _)| (name.clone(), Verdict::Hold(wait.clone()))));
+        return verdicts;
+    }
     let mut batch: Vec<(&VmName, &ObservedVm)> = wanted.iter().chain(&waiting).copied().collect();
     batch.sort_by_key(|(name, _)| *name);
     let in_window = |deletion: &&Deletion| now.since(&deletion.at).is_some_and(|age| age < policy.prune_window);
@@ -98,8 +118,8 @@ pub fn decide<'a>(
     let recent: Vec<&Deletion> =
         gates.deletions.iter().filter(in_window).filter(|deletion| !is_of_batch(deletion)).collect();
 
-    let deletions = recent.len() + batch.len();
-    let of = recent.iter().map(|deletion| deletion.of).chain([applied]).max().unwrap_or(0);
+    let deletions = recent.len() + batch.len() + unseen.stuck;
+    let of = recent.iter().map(|deletion| deletion.of).chain([applied + unseen.stuck]).max().unwrap_or(0);
     let exceeds = deletions > policy.prune_free && deletions * 2 > of;
     let digest = digest(&batch);
     let approved = gates.approval.as_ref().is_some_and(|approval| approval.digest == digest);

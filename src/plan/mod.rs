@@ -90,7 +90,7 @@ pub fn plan(
 ) -> Plan {
     let undeclared = observed.vms.iter().filter(|(name, _)| !desired.vms.contains_key(*name));
     let applied = observed.vms.values().filter(|vm| gates::origin_of(vm).is_some()).count();
-    let population = gates::Population { undeclared, applied };
+    let population = gates::Population { undeclared, applied, unseen: gates::Unseen::default() };
     let verdicts = gates::decide(desired, population, &observed.gates, absences, policy, allow, now);
     let claims = LazyCell::new(|| Claims::of(desired, observed.vms.iter()));
     let context = Context { desired, claims: &claims, facts: &&observed.facts, policy, now };

@@ -203,7 +203,15 @@ impl Agenda {
             self.sightings.insert(&self.desired, &name, seen);
         }
         if self.unseen.is_empty() {
-            self.wake_unmet();
+            self.wake_those_who_waited_for_all();
+        }
+    }
+
+    /// What every VM holds, and which are gone from the manifests, is known by now.
+    fn wake_those_who_waited_for_all(&mut self) {
+        self.wake_unmet();
+        for name in self.sightings.undeclared().clone() {
+            self.wake(&name, Reason::Manifest);
         }
     }
 
@@ -232,8 +240,14 @@ impl Agenda {
 
     /// What the gates say of every VM that the last listing does not declare.
     pub fn verdicts(&self, gates: &GateState, now: &Now) -> gates::Verdicts {
-        let population =
-            gates::Population { undeclared: self.sightings.observed_undeclared(), applied: self.sightings.applied() };
+        let is_stuck = |name: &VmName| self.wakeups.is_overdue(name);
+        let stuck = |name: &&VmName| is_stuck(name) && !self.desired.vms.contains_key(*name);
+        let unseen = gates::Unseen {
+            soon: self.unseen.iter().any(|name| !is_stuck(name)),
+            stuck: self.unseen.iter().filter(stuck).count(),
+        };
+        let (undeclared, applied) = (self.sightings.observed_undeclared(), self.sightings.applied());
+        let population = gates::Population { undeclared, applied, unseen };
         gates::decide(&self.desired, population, gates, &self.absences, &self.policy, self.allow, now)
     }
 
@@ -255,8 +269,10 @@ impl Agenda {
         }
         let is_gone = report.observed.process.is_absent() && report.observed.record.handles().is_none();
         let held_before = self.sightings.get(&name).is_some_and(|seen| !seen.observed.process.is_absent());
-        if was_last || is_gone && held_before {
-            // What it held, or what was not known of it, may be what another VM waits for.
+        if was_last {
+            self.wake_those_who_waited_for_all();
+        } else if is_gone && held_before {
+            // What it held may be what another VM waits for.
             self.wake_unmet();
         }
         if is_forgotten(&report.observed, &report.plan) && !self.desired.vms.contains_key(&name) {
@@ -337,5 +353,42 @@ mod tests {
             assert_eq!(claims.conflict(&desired, &name, &declared.spec, None).is_some(), refuses);
         }
         assert_eq!(agenda.ahead, BTreeSet::from(["web".parse().unwrap()]));
+    }
+
+    /// With a pass that looks at one VM after the other, slowly: those it saw first were deleted before it knew that most
+    /// were gone.
+    #[test]
+    fn no_deletion_begins_before_it_is_known_how_many_are_gone() {
+        let (gates, policy) = (GateState::default(), Policy::default());
+        let names: BTreeSet<VmName> = (0..5).map(|number| format!("vm-{number}").parse().unwrap()).collect();
+        let mut agenda = Agenda::new(policy, AllowPrune::default(), None, &gates, &now(0));
+        let source = SourceName("m".into());
+        let root = Some(crate::desired::FileId { device: 1, inode: 1 });
+        let state = crate::desired::SourceState { incomplete: vec![], root, empty: true, elsewhere: Arc::default() };
+        let mut listed = Desired::default();
+        listed.sources.insert(source.clone(), state);
+        agenda.list(listed, &gates, &now(10));
+        agenda.wake_all(names.clone(), Reason::Startup);
+        let origin = |name: &VmName| Origin { source: source.clone(), path: format!("{name}.yaml").into(), line: 1 };
+        let uid = crate::names::StateId::derive("test", std::path::Path::new("/s"));
+        let mut left = names.len();
+        for name in &names {
+            let mut observed = ObservedVm::nothing(name.clone(), uid.uid(name));
+            let (labels, annotations, spec) = (BTreeMap::new(), BTreeMap::new(), Arc::new(spec()));
+            let vm = Arc::new(Vm { name: name.clone(), labels, annotations, spec });
+            observed.ledger.accepted = Some(crate::state::Accepted { vm, origin: origin(name), root, generation: 1 });
+            assert!(!agenda.wants_listing(name, &now(20)));
+            agenda.first_look(observed);
+            left -= 1;
+            let verdicts = agenda.verdicts(&gates, &now(100));
+            let verdict = verdicts.of(&names.iter().next().unwrap().clone()).unwrap();
+            let is_right = match verdict {
+                gates::Verdict::Hold(Hold::PruneDelay(_)) => left > 0,
+                gates::Verdict::Hold(Hold::PruneCap { deletions: 5, of: 5 }) => left == 0,
+                _ => false,
+            };
+            assert!(is_right, "with {left} unseen: {verdict:?}");
+        }
+        assert!(agenda.wakeups.ready().count() >= names.len(), "those who waited have their turn");
     }
 }
