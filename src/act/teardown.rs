@@ -89,7 +89,8 @@ impl Actor<'_> {
         let mut failed: Vec<(String, io::Error)> = Vec::new();
         let mut block = |step: String, error: io::Error| failed.push((step, error));
         // What still runs in its cgroup after its VMM has ended was begun by that VMM, and may hold the rest.
-        let cgroup = self.layout.cgroup(&vm.name);
+        let recorded = vm.record.handles().and_then(|handles| handles.cgroup.as_deref());
+        let cgroup = self.layout.cgroup_of(&vm.name, recorded);
         if vm.cgroup.present().is_some_and(|found| found.populated)
             && let Err(error) = self.host.kill_cgroup(&cgroup)
         {

@@ -101,6 +101,7 @@ struct Configuration {
     push: Option<PushEntry>,
     /// Where metrics and health can be read; nowhere otherwise.
     #[serde(default)]
+    #[schemars(extend("default" = Value::Null))]
     metrics: Option<MetricsEntry>,
 }
 

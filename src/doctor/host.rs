@@ -11,8 +11,8 @@ use crate::vmm::advisories;
 /// The oldest kernel that stead is for, and the oldest that says without a race who listens on a socket (`SO_PEERPIDFD`).
 const KERNEL_MIN: (u32, u32) = (6, 1);
 const KERNEL_RACE_FREE: (u32, u32) = (6, 5);
-/// Ports of a bridge (`BR_MAX_PORTS` of net/bridge/br_private.h).
-const PORTS_MAX: u64 = 1 << 10;
+/// Ports of a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, of which `find_portno` gives all but the first.
+const PORTS_MAX: u64 = (1 << 10) - 1;
 /// What a tap carries: stead makes them with the kernel's default (`ETH_DATA_LEN` of linux/if_ether.h).
 const TAP_MTU: u64 = 1500;
 /// The oldest git that checks signatures made by SSH keys (its release notes for 2.34).
@@ -431,12 +431,12 @@ mod tests {
         let good = Bridge { is_bridge: true, is_up: true, ports: 3, mtu: 1500 };
         let needs = |interfaces| Manifests { bridges: [("br0".to_owned(), interfaces)].into(), ..Manifests::default() };
         let judge = |bridge, interfaces| bridges(&[("br0".to_owned(), bridge)].into(), &needs(interfaces));
-        assert_eq!(judge(Some(good), 1024).state, State::Ok);
+        assert_eq!(judge(Some(good), 1023).state, State::Ok);
         for (bridge, interfaces, state, word) in [
             (None, 1, State::Failure, "ip link add br0 type bridge"),
             (Some(Bridge { is_bridge: false, ..good }), 1, State::Failure, "name a bridge"),
             (Some(good), 1025, State::Failure, "several bridges"),
-            (Some(Bridge { ports: 1024, ..good }), 1, State::Warning, "bridge link"),
+            (Some(Bridge { ports: 1023, ..good }), 1, State::Warning, "bridge link"),
             (Some(Bridge { is_up: false, ..good }), 1, State::Warning, "ip link set br0 up"),
             (Some(Bridge { mtu: 1450, ..good }), 1, State::Warning, "mtu 1500"),
         ] {

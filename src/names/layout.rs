@@ -216,6 +216,14 @@ impl Layout {
         format!("{}/{name}", self.cgroups())
     }
 
+    /// The cgroup that a life of this VM was recorded with, where it is one that stead gives; else the one it would be given now. They
+    /// differ for one that was begun before the hierarchy was systemd's, or where that cannot be seen.
+    pub fn cgroup_of(&self, name: &VmName, recorded: Option<&str>) -> String {
+        let other = Self { under_systemd: !self.under_systemd, ..self.clone() };
+        let recorded = recorded.filter(|recorded| *recorded == other.cgroup(name));
+        recorded.map_or_else(|| self.cgroup(name), str::to_owned)
+    }
+
     fn short_uid(&self, name: &VmName) -> ShortUid {
         self.uid(name).short()
     }

@@ -54,8 +54,9 @@ impl Looker<'_> {
     }
 
     /// The VM's cgroup.
-    pub(super) fn look_at_cgroup(&self, name: &VmName) -> Fact<Cgroup> {
-        fact(self.view.cgroup(&self.layout.cgroup(name)))
+    pub(super) fn look_at_cgroup(&self, name: &VmName, record: &Record) -> Fact<Cgroup> {
+        let recorded = record.handles().and_then(|handles| handles.cgroup.as_deref());
+        fact(self.view.cgroup(&self.layout.cgroup_of(name, recorded)))
     }
 
     fn look_at_taps(

@@ -91,7 +91,7 @@ impl Looker<'_> {
         };
         let cached = self.cache.get(name);
         let sockets = self.sockets(name, record.handles(), shared);
-        let cgroup = self.look_at_cgroup(name);
+        let cgroup = self.look_at_cgroup(name, &record);
         let members = cgroup.present().map_or(&[][..], |cgroup| &cgroup.processes);
         let mut process = process::find(
             self.view,

@@ -368,7 +368,14 @@ impl Context<'_> {
         let grace_seconds =
             accepted.map_or(UNKNOWN_SPEC_GRACE, |accepted| accepted.vm.spec.termination_grace_period_seconds);
         let process = match &observed.process {
-            Fact::Unknown(why) => return plan.holds.push(Hold::IdentityUnknown(why.clone())),
+            Fact::Unknown(why) => {
+                plan.holds.push(Hold::IdentityUnknown(why.clone()));
+                // An approval of the batch that it is in would delete it as soon as its identity is known.
+                if let Some(Verdict::Hold(cap @ Hold::PruneCap { .. })) = verdict {
+                    plan.holds.push(cap.clone());
+                }
+                return;
+            }
             Fact::Present(process) => Some(process),
             Fact::Absent => None,
         };

@@ -183,9 +183,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether everything was looked at since the last full pass began.
+    /// Whether every VM was looked at since the last full pass began, but those that hang.
     pub(super) fn has_made_its_pass(&self) -> bool {
-        !self.passes.is_under_way()
+        !self.passes.waits_for_turns()
     }
 
     /// In one line, how the VMs are; if it may differ from the last one.

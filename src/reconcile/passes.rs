@@ -99,9 +99,9 @@ impl Passes {
         self.under_way.as_mut().filter(is_time).map(|pass| pass.glances = true).is_some()
     }
 
-    /// Whether one is not through yet.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.is_some()
+    /// Whether a VM that one is about still waits for its turn, or has it. What comes after that looks for what nobody misses.
+    pub(super) fn waits_for_turns(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|pass| !pass.waiting.is_empty())
     }
 
     /// Nothing more is expected of it: the time ran out.

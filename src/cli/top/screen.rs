@@ -15,6 +15,8 @@ use ratatui_crossterm::crossterm::terminal::{
 use super::layout::Size;
 use super::{draw, state::State};
 
+use crate::host::linux::stop_until_continued;
+
 /// Whether the terminal is ours now.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -63,8 +65,7 @@ impl Screen {
     /// Gives the terminal back and stops this process, as Ctrl-Z does; returns when it goes on.
     pub(super) fn suspend(&mut self) -> io::Result<()> {
         leave();
-        // SIGTSTP is listened to, so it would not stop anything (signal(7)).
-        nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP)?;
+        stop_until_continued()?;
         enter()?;
         self.clear()
     }

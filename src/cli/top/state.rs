@@ -213,6 +213,12 @@ impl State {
         let effect = match event {
             Event::Key(key) => self.key(key),
             Event::Resized(size) => {
+                // Other lines than those that were seen.
+                if let Page::Approval(Approval::Asked { seen, .. }) = &mut self.page
+                    && size.columns != self.size.columns
+                {
+                    *seen = 0;
+                }
                 self.size = size;
                 None
             }
@@ -345,7 +351,10 @@ impl State {
         if let Page::Approval(Approval::Asked { held, scroll, seen }) = &mut self.page {
             let lines = held.lines(self.size.columns).len();
             *scroll = (*scroll).min(lines.saturating_sub(body));
-            *seen = (*seen).max(*scroll + body).min(lines);
+            // What was jumped over was not seen.
+            if *scroll <= *seen {
+                *seen = (*seen).max(*scroll + body).min(lines);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
@@ -57,7 +58,11 @@ fn once() -> io::Result<Dump> {
     let mut buffer = vec![0; BUFFER];
     let mut dump = Dump { links: Vec::new(), is_whole: true };
     loop {
-        let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC)?;
+        // A socket with a timeout is interrupted by signals whatever their handlers say (signal(7)).
+        let count = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
+            Err(Errno::EINTR) => continue,
+            received => received?,
+        };
         if count > buffer.len() {
             return Err(io::Error::other(format!("the kernel's list of interfaces came in {count} bytes at once")));
         }

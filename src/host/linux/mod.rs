@@ -24,6 +24,7 @@ mod holders;
 mod http;
 mod images;
 mod io_thread;
+mod job_control;
 mod kernel_files;
 mod link_dump;
 mod lock;
@@ -41,6 +42,7 @@ mod tap;
 mod tap_removal;
 mod vmm_client;
 
+pub use job_control::stop_until_continued;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -28,7 +28,8 @@ pub(super) const HOLDER: &str = "stead.holder";
 /// What a scope is given. Controllers: those that limit a VM. Tasks: the limit that systemd puts on every unit (15 % of all
 /// that there may be) is for services, and a VMM has a thread for each virtual CPU. Before: at shutdown stead ends first, so
 /// that it does not start again what ends then.
-const PROPERTIES: [&str; 3] = ["Delegate=cpu memory", "TasksMax=infinity", "Before=stead.service"];
+const PROPERTIES: [&str; 3] =
+    ["Delegate=cpu memory", "TasksMax=infinity", "Before=stead.service stead-reconcile.service"];
 
 /// How long systemd may take for one thing that it is asked for.
 const TIME: Duration = Duration::from_secs(20);
