@@ -26,7 +26,7 @@ endif
 
 have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 
-scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/mutants/run fuzz/run
+scripts := .ci/run demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/docs/enter tests/mutants/run fuzz/run
 
 .PHONY: help
 help: ## List what can be made
@@ -46,10 +46,10 @@ test: need-cargo prepare lint bench-quick ## Run everything: format, lints, and 
 	$(CARGO) test --locked --doc
 	if $(have_nextest); then $(CARGO) nextest run --locked; else $(CARGO) test --locked --lib --bins --tests; fi
 
-# Tests that start a VMM live in tests/vmm*, tests/host_linux and tests/nested, those with servers in tests/git_servers; plain `cargo test` cannot leave those out, so it runs the unit tests only.
+# Tests that start a VMM live in tests/vmm*, tests/host_linux and tests/nested, those with servers in tests/git_servers, as root in tests/docs; plain `cargo test` cannot leave those out, so it runs the unit tests only.
 .PHONY: test-quick
 test-quick: need-cargo ## Run the tests that need nothing from the host
-	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux|nested|git_servers)/)'; \
+	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux|nested|git_servers|docs)/)'; \
 	else $(CARGO) test --locked --lib --bins; fi
 
 .PHONY: test-nested
