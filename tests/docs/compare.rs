@@ -14,8 +14,8 @@ static VARIES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"/run/stead/[0-9a-f]{8}/", "/run/stead/ID/"),
         (r"\b[0-9a-f]{16}-\d+(\.id)?\.sock", "UID-N$1.sock"),
         (r"\bst[0-9a-f]{12}\b", "TAP"),
-        // Digests of deletions that wait.
-        (r"\b(approved?) [0-9a-f]{12}\b", "$1 DIGEST"),
+        // Commits, and digests of deletions that wait.
+        (r"\b[0-9a-f]{12}\b", "DIGEST"),
         // Pids: in sentences, in `describe`, in JSON, in the table of `get`.
         (r"\bpid \d+", "pid N"),
         (r"^PID: +\d+", "PID: N"),
