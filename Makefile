@@ -50,10 +50,10 @@ test: need-cargo prepare lint bench-quick ## Run everything: format, lints, and 
 	if $(have_nextest); then $(CARGO) nextest run --locked; else $(CARGO) test --locked --lib --bins --tests; fi
 
 # Tests that start a VMM live in tests/vmm*, tests/host_linux and tests/nested, those with servers in tests/git_servers, those that
-# break the host or ask another validator in tests/doctor.rs and tests/editor.rs; plain `cargo test` cannot leave those out, so it runs the unit tests only.
+# break the host or ask another validator in tests/doctor.rs and tests/editor.rs, as root in tests/docs; plain `cargo test` cannot leave those out, so it runs the unit tests only.
 .PHONY: test-quick
 test-quick: need-cargo ## Run the tests that need nothing from the host
-	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux|nested|git_servers|doctor|editor)/)'; \
+	if $(have_nextest); then $(CARGO) nextest run --locked -E 'not binary(/^(vmm|host_linux|nested|git_servers|doctor|editor|docs)/)'; \
 	else $(CARGO) test --locked --lib --bins; fi
 
 .PHONY: test-nested
