@@ -292,7 +292,7 @@ impl Context<'_> {
         if let Some(why) = self.claims.conflict(self.desired, &vm.name, &vm.spec, booted.as_deref()) {
             return plan.holds.push(Hold::Unmet(why));
         }
-        match disks::prepare(&vm.spec, vmm, observed, self.desired, &**self.facts) {
+        match disks::prepare(&vm.spec, vmm, observed, self.desired, self.facts) {
             Ok(steps) => {
                 plan.actions.extend(steps.into_iter().map(|(disk, how)| Action::PrepareDisk { disk, how }));
             }

@@ -174,7 +174,7 @@ fn real_vms_are_shown_at_every_size_and_the_terminal_is_given_back() {
             let lines = || screen.lines().filter(|line| !line.trim().is_empty());
             // What is drawn for another size either does not fill this one or is cut off by it.
             let wide = lines().any(|line| line.contains("CONDITIONS"));
-            let has_keys = lines().last().is_some_and(|line| line.contains("quit"));
+            let has_keys = lines().next_back().is_some_and(|line| line.contains("quit"));
             lines().any(|line| line.starts_with("> api")) && wide == (columns >= 80) && has_keys
         };
         let shown = terminal.until(&format!("a frame of {columns}x{rows}"), fits);

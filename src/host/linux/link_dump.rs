@@ -151,6 +151,7 @@ fn text(attribute: &NlaBuffer<&[u8]>) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what an error is mapped by")]
 fn garbled(error: DecodeError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the kernel's list of interfaces is garbled: {error}"))
 }
