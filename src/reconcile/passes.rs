@@ -136,7 +136,7 @@ impl Passes {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(
             reason = ?pass.reason,
-            depth = pass.depth.word(),
+            depth = %pass.depth.word(),
             vms = pass.vms,
             turns = pass.turns,
             changes = pass.changes,
