@@ -168,11 +168,6 @@ impl Wakeups {
         self.ready.iter()
     }
 
-    /// How many wait for a worker.
-    pub fn waiting(&self) -> usize {
-        self.ready.len()
-    }
-
     /// Whether nobody works and nobody waits for a worker. Deadlines may be set.
     pub fn is_idle(&self) -> bool {
         self.working() == 0 && self.ready.is_empty()
@@ -192,13 +187,12 @@ impl Wakeups {
     /// if there are more than `busy` of them, and each that does has a thread, with a memory of its own: only those that have
     /// lasted longer than [`BRISK`], and so wait for something else, let others begin beside them.
     pub fn lets_begin(&self, now: Instant, busy: usize, most: usize) -> bool {
-        self.working.len() < most
-            && self.working.iter().rev().take_while(|(since, _)| *since + BRISK > now).count() < busy
+        self.taken() < most && self.working.iter().rev().take_while(|(since, _)| *since + BRISK > now).count() < busy
     }
 
     /// When another turn may begin beside those that are under way, if one waits for nothing but that.
     pub fn next_place(&self, busy: usize, most: usize) -> Option<Instant> {
-        let waits = !self.ready.is_empty() && self.working.len() < most;
+        let waits = !self.ready.is_empty() && self.taken() < most;
         let (since, _) = self.working.iter().rev().nth(busy.saturating_sub(1)).filter(|_| waits)?;
         Some(*since + BRISK)
     }

@@ -120,7 +120,7 @@ impl Engine {
     pub(super) fn measure(&self) {
         let (starting, waiting) = worker::lock(&self.shared.starts).counts(Instant::now());
         let wakeups = &self.agenda.wakeups;
-        let (ready, working, overdue) = (wakeups.waiting(), wakeups.working(), wakeups.overdue().count());
+        let (ready, working, overdue) = (wakeups.depth(), wakeups.working(), wakeups.overdue().count());
         self.shared.memory.metrics.queue(Queue { ready, working, overdue, starting, waiting });
     }
 
