@@ -27,6 +27,7 @@ pub struct Fleet {
     pub host: Host,
     declared: usize,
     taps: bool,
+    never_restarted: bool,
 }
 
 impl Fleet {
@@ -36,7 +37,7 @@ impl Fleet {
         let host = Host::new()
             .with_env("STEAD_FIRECRACKER", &standin().display().to_string())
             .with_env("STEAD_LOG", "stead=debug");
-        Self { host, declared: 0, taps: false }
+        Self { host, declared: 0, taps: false, never_restarted: false }
     }
 
     /// Each VM gets a tap.
@@ -45,9 +46,21 @@ impl Fleet {
         self
     }
 
+    /// Whose VMM ends is not started again.
+    pub fn never_restarted(mut self) -> Self {
+        self.never_restarted = true;
+        self
+    }
+
     pub fn manifest(&self, name: &str) -> String {
-        let text = manifest(name, Vmm::Firecracker);
-        if self.taps { format!("{text}  networkInterfaces: [{{name: eth0}}]\n") } else { text }
+        let mut text = manifest(name, Vmm::Firecracker);
+        if self.taps {
+            text.push_str("  networkInterfaces: [{name: eth0}]\n");
+        }
+        if self.never_restarted {
+            text.push_str("  restartPolicy: Never\n");
+        }
+        text
     }
 
     /// Declares VMs until there are so many.

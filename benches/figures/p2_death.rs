@@ -9,13 +9,14 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::process::Signal;
 
 use crate::Size;
-use crate::bed::signal;
+use crate::bed::{signal, wait};
 use crate::fleet::{Fleet, standin, vm};
 use crate::floors::Floor;
 use crate::measure::{Figure, Samples, Unit};
 
 pub fn take(size: Size) -> Figure {
-    let mut fleet = Fleet::new();
+    // One death at a time, and nothing else: none that is still torn down or comes back makes its successor wait.
+    let mut fleet = Fleet::new().never_restarted();
     fleet.declare(size.vms);
     fleet.host.start_daemon();
     fleet.all_run();
@@ -25,6 +26,7 @@ pub fn take(size: Size) -> Figure {
         let name = vm(run);
         let pid = fleet.host.running(&name).pid;
         ours.push(until_write(pid, &fleet.host.vm_dir(&name)));
+        wait("it is torn down", || (!fleet.host.handles_path(&name).exists()).then_some(()));
         least.push(bare(root.path(), run));
     }
     let mut figure = Figure::new("P2", format!("A VMM of {} is killed; its teardown begins", size.vms));

@@ -17,6 +17,7 @@ pub use adopt::{Adopted, adopt};
 use std::fmt;
 use std::io;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ impl Actor<'_> {
         match action {
             Action::Record { ledger, why } => {
                 self.make_vm_folder(&vm.name)?;
-                self.write_ledger(vm, ledger)?;
+                self.note_in_ledger(vm, ledger)?;
                 Ok(Outcome::Done(why.clone()))
             }
             Action::Persist { reason } => self.persist(vm, reason),
@@ -162,12 +163,31 @@ impl Actor<'_> {
         self.host.write_durable(&path, &encode(handles)).map_err(|error| ActError::one("writing handles.json", error))
     }
 
+    /// Puts on record what became of a life whose record of what it holds is durable: its process, and that its guest runs.
+    /// Both are true until the next boot at most. A power cut that brings the record back without them loses nothing.
+    fn note_process(&self, name: &VmName, handles: &Handles) -> Result<(), ActError> {
+        let path = self.layout.handles(name);
+        self.host.write_whole(&path, &encode(handles)).map_err(|error| ActError::one("writing handles.json", error))
+    }
+
     fn write_ledger(&self, vm: &ObservedVm, ledger: &Ledger) -> Result<(), ActError> {
+        let path = self.ledger_to_replace(vm)?;
+        self.host.write_durable(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
+    }
+
+    /// The same of what the handles and the manifest say too: it becomes durable before either of them goes.
+    fn note_in_ledger(&self, vm: &ObservedVm, ledger: &Ledger) -> Result<(), ActError> {
+        let path = self.ledger_to_replace(vm)?;
+        self.host.write_whole(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
+    }
+
+    /// Where the ledger lies; what lies there and cannot be read is moved out of the way.
+    fn ledger_to_replace(&self, vm: &ObservedVm) -> Result<PathBuf, ActError> {
         let path = self.layout.ledger(&vm.name);
         if vm.ledger_flaw.is_some() {
             self.host.set_aside(&path).map_err(|error| ActError::one("setting ledger.json aside", error))?;
         }
-        self.host.write_durable(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
+        Ok(path)
     }
 
     /// A VM's taps, by the names its spec leads to.

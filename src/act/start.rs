@@ -40,8 +40,9 @@ impl Actor<'_> {
     ) -> Result<Outcome, ActError> {
         let name = &vm.name;
         let folder = |error| ActError::one("its folders", error);
-        self.host.make_folder(&self.layout.vm_dir(name)).map_err(folder)?;
         self.host.make_folder(&self.layout.run_dir).map_err(folder)?;
+        self.host.make_folder(&self.layout.vms()).map_err(folder)?;
+        self.host.make_unsynced_folder(&self.layout.vm_dir(name)).map_err(folder)?;
 
         let now = self.host.now();
         let (uid, socket) = (self.layout.uid(name), self.layout.api_socket(name, incarnation));
@@ -57,6 +58,11 @@ impl Actor<'_> {
         let disks = self.intend_disks(vm, observed, &mut handles)?;
         // Durable before anything exists: whatever happens from here on, the record names all that may be left.
         self.write_handles(name, &handles)?;
+        if observed.ledger.accepted.is_none() && observed.ledger.incarnation == Incarnation::default() {
+            // No ledger speaks for its folder, which may be as new as the VM. Flushed last, since a flush of the record takes
+            // most filesystems' note of it along: there is little left to wait for.
+            self.host.sync_folder(&self.layout.vms()).map_err(folder)?;
+        }
 
         let program = self.program(kind)?;
         self.check_files(&vm.spec)?;
@@ -72,7 +78,7 @@ impl Actor<'_> {
         handles.start_time = Some(process.identity.start_time);
         handles.pidfd_inode = process.identity.pidfd_inode;
         // Memory follows the file, also when writing fails: vmm.lock and the socket lead back to the process then.
-        let written = self.write_handles(name, &handles);
+        let written = self.note_process(name, &handles);
         let pid = process.identity.pid;
         self.cache.set_process(name, VmmProcess { process, incarnation, vmm: kind });
         written?;

@@ -4,25 +4,44 @@
 //! VM's cgroup, one scan of `/proc`. A candidate that is not proven ours is a stranger: dropped, and the next one is tried. Absence is proven too:
 //! by a lock that nobody holds or by a reboot. Held, but nobody found, is Unknown.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::{Fact, VmmProcess};
 use crate::host::{HostView, LockProbe, ProcessHandle, SocketPeer};
-use crate::names::{Incarnation, VmUid};
+use crate::names::{Incarnation, Layout, ShortUid, VmUid};
 use crate::spec::VmmKind;
 use crate::state::Handles;
 use crate::time::BootId;
 
-/// Every process that carries an id argument of the shape stead writes, from one scan of `/proc` a stead process: what is
-/// spawned later is known already, and what is found is proven anew.
+/// What earlier steads left running, for VMs whose records do not lead to it. Looked for once a stead process, when it is asked
+/// for: what is spawned later is on record before it is there, and what is found is proven anew.
 #[derive(Debug, Default)]
-pub struct ProcessScan(OnceLock<Result<Vec<(i32, String)>, String>>);
+pub struct ProcessScan {
+    processes: OnceLock<Result<Vec<(i32, String)>, String>>,
+    sockets: OnceLock<BTreeMap<ShortUid, Vec<String>>>,
+}
 
 impl ProcessScan {
-    fn get(&self, view: &dyn HostView) -> Result<&[(i32, String)], &str> {
-        let scan = self.0.get_or_init(|| view.scan_processes().map_err(|error| format!("/proc: {error}")));
+    /// Every process that carries an id argument of the shape stead writes.
+    fn processes(&self, view: &dyn HostView) -> Result<&[(i32, String)], &str> {
+        let scan = self.processes.get_or_init(|| view.scan_processes().map_err(|error| format!("/proc: {error}")));
         scan.as_deref().map_err(String::as_str)
+    }
+
+    /// The names of the sockets in RUN that this VM's name leads to. Of a folder that cannot be listed now there are none now.
+    pub(super) fn sockets(&self, view: &dyn HostView, run_dir: &Path, vm: ShortUid) -> &[String] {
+        let by_vm = self.sockets.get().or_else(|| {
+            let mut by_vm: BTreeMap<ShortUid, Vec<String>> = BTreeMap::new();
+            for name in view.list_folder(run_dir).ok()? {
+                if let Some(owner) = Layout::read_socket_owner(&name) {
+                    by_vm.entry(owner).or_default().push(name);
+                }
+            }
+            Some(self.sockets.get_or_init(|| by_vm))
+        });
+        by_vm.and_then(|by_vm| by_vm.get(&vm)).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -97,7 +116,7 @@ fn absent_unless(doubts: &[String]) -> Fact<VmmProcess> {
 }
 
 fn find_by_scan(view: &dyn HostView, search: &Search<'_>, mut doubts: Vec<String>) -> Fact<VmmProcess> {
-    let found = match search.scan.get(view) {
+    let found = match search.scan.processes(view) {
         Ok(found) => found,
         Err(why) => return Fact::Unknown(why.to_owned()),
     };

@@ -1,6 +1,6 @@
 //! The join of all facts about one VM, and about all of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -34,7 +34,6 @@ pub struct Looker<'a> {
 pub struct Shared {
     /// Whether so many VMs are looked at that listing all of the host's taps costs less than asking for each.
     many: bool,
-    run_entries: OnceLock<Result<Vec<String>, String>>,
     taps: OnceLock<Result<HashMap<String, Tap>, String>>,
     loops: OnceLock<Result<Vec<LoopDevice>, String>>,
     trash: OnceLock<Result<Vec<String>, String>>,
@@ -90,7 +89,7 @@ impl Looker<'_> {
             Err(why) => (Ledger::new(name.clone(), uid), None, Some(why)),
         };
         let cached = self.cache.get(name);
-        let sockets = self.sockets(name, record.handles(), shared);
+        let sockets = self.sockets(name, record.handles(), ledger.incarnation);
         let cgroup = self.look_at_cgroup(name, &record);
         let members = cgroup.present().map_or(&[][..], |cgroup| &cgroup.processes);
         let mut process = process::find(
@@ -218,8 +217,9 @@ impl Looker<'_> {
         }
     }
 
-    /// The sockets of this VM: of the recorded life, or, without a record, every one in RUN that its name leads to.
-    fn sockets(&self, name: &VmName, record: Option<&Handles>, shared: &Shared) -> Sockets {
+    /// The sockets of this VM: of the recorded life, or, without a record, those that its name leads to: each that was in RUN
+    /// when this stead began, and those of the latest life that is known.
+    fn sockets(&self, name: &VmName, record: Option<&Handles>, latest: Incarnation) -> Sockets {
         if let Some(handles) = record {
             let all = [Some(&handles.api_socket), handles.identity_socket.as_ref()];
             let all = all.into_iter().flatten().cloned().collect();
@@ -227,25 +227,27 @@ impl Looker<'_> {
             let to_ask = vec![handles.identity_socket.as_ref().unwrap_or(&handles.api_socket).clone()];
             return Sockets { all, to_ask };
         }
-        let entries = shared
-            .run_entries
-            .get_or_init(|| self.view.list_folder(&self.layout.run_dir).map_err(|error| error.to_string()));
-        let entries = entries.as_deref().unwrap_or_default();
-        let mut sockets = Sockets::default();
-        for (incarnation, is_identity) in entries.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
-            let path = if is_identity {
-                self.layout.identity_socket(name, incarnation)
-            } else {
-                self.layout.api_socket(name, incarnation)
-            };
-            let has_identity_twin = !is_identity
-                && entries.iter().any(|other| self.layout.read_socket_name(name, other) == Some((incarnation, true)));
-            if !has_identity_twin {
-                sockets.to_ask.push(path.clone());
-            }
-            sockets.all.push(path);
+        let found = self.scan.sockets(self.view, &self.layout.run_dir, self.layout.uid(name).short());
+        let mut sockets: BTreeMap<Incarnation, bool> = BTreeMap::new();
+        for (incarnation, is_identity) in found.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
+            *sockets.entry(incarnation).or_default() |= is_identity;
         }
-        sockets
+        if latest > Incarnation::default() && !sockets.contains_key(&latest) {
+            let exists = |path: &Path| self.view.exists(path).unwrap_or(true);
+            let has_identity = exists(&self.layout.identity_socket(name, latest));
+            if has_identity || exists(&self.layout.api_socket(name, latest)) {
+                sockets.insert(latest, has_identity);
+            }
+        }
+        let api = |incarnation: &Incarnation| self.layout.api_socket(name, *incarnation);
+        let identity = |incarnation: &Incarnation| self.layout.identity_socket(name, *incarnation);
+        let mut found = Sockets::default();
+        for (incarnation, has_identity) in &sockets {
+            found.all.push(api(incarnation));
+            found.all.extend(has_identity.then(|| identity(incarnation)));
+            found.to_ask.push(if *has_identity { identity(incarnation) } else { api(incarnation) });
+        }
+        found
     }
 }
 

@@ -67,7 +67,18 @@ fn no_folder(world: &World, path: &Path) -> io::Result<()> {
     if world.files.at(path) == Some(Node::Folder) { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
 }
 
-fn write(world: &mut World, path: &Path, bytes: &[u8], is_durable: bool) -> io::Result<()> {
+/// What of a written file is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Syncs {
+    Nothing,
+    /// Its content.
+    File,
+    /// Its name too.
+    FileAndFolder,
+}
+
+/// Writes a file by way of a temporary one, and then syncs what `syncs` says.
+fn write(world: &mut World, path: &Path, bytes: &[u8], syncs: Syncs) -> io::Result<()> {
     no_folder(world, path)?;
     world.need_room(path)?;
     let temporary = temporary(path);
@@ -77,11 +88,11 @@ fn write(world: &mut World, path: &Path, bytes: &[u8], is_durable: bool) -> io::
     let id = world.files.create(&temporary, now)?;
     let content = world.content(bytes);
     world.files.write(id, content);
-    if is_durable {
+    if syncs != Syncs::Nothing {
         world.files.sync_file(id);
     }
     world.files.rename(vec![(temporary, None), (path.to_owned(), Some(Node::File(id)))]);
-    if is_durable {
+    if syncs == Syncs::FileAndFolder {
         world.files.sync_folder(folder_of(path));
     }
     Ok(())
@@ -149,15 +160,43 @@ impl HostOps for SimHost {
         self.effect(on_file("make_folder", path).with_half(), half, |world| make_folder(world, path))
     }
 
+    fn make_unsynced_folder(&self, path: &Path) -> io::Result<bool> {
+        if self.look(|world| world.files.at(path) == Some(Node::Folder)) {
+            return Ok(false);
+        }
+        self.effect(on_file("make_unsynced_folder", path), nothing, |world| {
+            world.need_room(path)?;
+            world.files.make_folder(path)?;
+            Ok(true)
+        })
+    }
+
     fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let half = |world: &mut World| half_write(world, path, bytes);
         let what = on_file("write_durable", path).with_half().or_done(SYNC);
-        self.effect(what, half, |world| write(world, path, bytes, true))
+        self.effect(what, half, |world| write(world, path, bytes, Syncs::FileAndFolder))
+    }
+
+    fn write_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let half = |world: &mut World| half_write(world, path, bytes);
+        self.effect(on_file("write_whole", path).with_half(), half, |world| write(world, path, bytes, Syncs::File))
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        let what = effect("sync_folder", folder.display().to_string(), &[EIO]).or_done(SYNC);
+        self.effect(what, nothing, |world| match world.files.at(folder) {
+            Some(Node::Folder) => {
+                world.files.sync_folder(folder);
+                Ok(())
+            }
+            Some(_) => Err(io::ErrorKind::NotADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        })
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let half = |world: &mut World| half_write(world, path, bytes);
-        self.effect(on_file("write_file", path).with_half(), half, |world| write(world, path, bytes, false))
+        self.effect(on_file("write_file", path).with_half(), half, |world| write(world, path, bytes, Syncs::Nothing))
     }
 
     fn remove_file(&self, path: &Path, durable: bool) -> io::Result<bool> {
