@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::agenda::{Agenda, Report};
 use super::passes::{Depth, Passes};
 use super::telling::Commits;
-use super::upkeep::{self, Scope, Upkeep};
+use super::upkeep::{self, Glanced, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, at, requests};
 use crate::control::{Reply, Request};
@@ -202,7 +202,8 @@ impl Engine {
         self.next_place = None;
         // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
         self.agenda.wakeups.promote(Instant::now());
-        self.upkeep.promote(&self.shared);
+        let glanced = self.upkeep.promote(&self.shared);
+        self.take_in_glance(glanced);
         self.see_who_is_stuck();
         if let Some((depth, took)) = self.passes.tell(self.shared.stead.host.looks()) {
             self.shared.memory.metrics.pass(depth.word(), took, self.stead().host.now().wall);
@@ -212,7 +213,8 @@ impl Engine {
             }
         }
         if self.passes.begin_glance() {
-            self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+            let glanced = self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+            self.take_in_glance(glanced);
         }
         if !self.upkeep.lets_turns_begin(self.agenda.wakeups.working(), &self.shared) {
             return;
@@ -357,12 +359,7 @@ impl Engine {
                 let ended = ended.map_err(ReconcileError::Worker)?;
                 let upkeep::News { freed, glance } = self.upkeep.take_in(ended, &self.shared);
                 self.changes += freed;
-                if let Some((took, changed)) = glance {
-                    for name in &changed {
-                        self.agenda.wake(name, Reason::Resync);
-                    }
-                    self.passes.end_glance(took, changed);
-                }
+                self.take_in_glance(glance);
             }
             // Nobody waits for a moment on behalf of who has gone away, and no turn waits for that.
             Event::GaveUp => self.forget_gone(),
@@ -374,6 +371,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Those that a glance found changed are looked at.
+    fn take_in_glance(&mut self, glanced: Option<Glanced>) {
+        let Some((took, changed)) = glanced else { return };
+        for name in &changed {
+            self.agenda.wake(name, Reason::Resync);
+        }
+        self.passes.end_glance(took, changed);
     }
 
     /// Those who wait to be started, as far as there is a place for them.
