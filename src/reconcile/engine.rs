@@ -232,8 +232,12 @@ impl Engine {
             if self.is_being_freed(&name) {
                 self.agenda.wakeups.finish(&name);
                 self.agenda.wakeups.wake_at(&name, Instant::now() + STUCK_POLL);
+                // Turns begin beside it only when it is overdue: nobody waits for this VM either.
+                self.passes.end_turn(&name, 0);
+                self.agenda.out_of_reach.insert(name);
                 continue;
             }
+            self.agenda.out_of_reach.remove(&name);
             self.shared.memory.metrics.wakeup(&reasons);
             let verdict = self.verdict_for(&name);
             self.look_at_images(&name);
