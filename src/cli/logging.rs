@@ -22,9 +22,9 @@ const FOR_PROGRAMS: [&str; 6] = ["reason", "outcome", "duration_micros", "plan_d
 pub fn start(cli: &Cli, context: &Context) -> Result<(), CliError> {
     let usual = if matches!(cli.command, Command::Run(_)) { "info" } else { "error" };
     let level = cli.flags.log_level.as_deref().filter(|level| !level.is_empty()).unwrap_or(usual);
-    let filter = EnvFilter::try_new(level).map_err(|error| CliError::Usage {
+    let filter = EnvFilter::try_new(level).map_err(|error| CliError::Setting {
         message: format!("--log-level {level:?}: {error}"),
-        hint: Some("one of error, warn, info, debug and trace, or a filter such as stead=debug".to_owned()),
+        hint: "one of error, warn, info, debug and trace, or a filter such as stead=debug".to_owned(),
     })?;
     if cli.flags.log_format == LogFormat::Text
         && leads_to_journal()
