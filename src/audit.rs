@@ -6,7 +6,7 @@
 
 mod read;
 
-pub use read::{Tail, last};
+pub use read::{News, Tail, last};
 
 use std::fmt;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use super::table::{align, one_line};
 use super::term::Stream;
 use super::watch::{Changes, until_interrupted};
 use super::{CliError, Context, Exit};
-use crate::audit::{self, Entry, Tail};
+use crate::audit::{self, Entry, News, Tail};
 use crate::config::{Access, open_state};
 use crate::names::{Layout, VmName};
 use crate::status::EventType;
@@ -86,7 +86,10 @@ async fn follow_on(
     let failed = |source| CliError::io(format!("read {}", layout.audit_log().display()), source);
     let mut shown = Some(shown);
     loop {
-        let mut new = tail.read_new().map_err(failed)?;
+        let News { entries: mut new, may_lack } = tail.read_new().map_err(failed)?;
+        if may_lack {
+            context.term.note("the log began anew more than once before it was read, or was cut: entries may be lost");
+        }
         let known = shown.take().unwrap_or_default();
         new.retain(|entry| vm.is_none_or(|vm| entry.vm.as_ref() == Some(vm)) && !known.contains(entry));
         printer.print(context, &new)?;
