@@ -30,6 +30,9 @@ use crate::wakeups::{OVERDUE, Reason};
 /// How soon a VM is looked at again of which something is being freed by a call that hangs.
 const STUCK_POLL: Duration = Duration::from_secs(5);
 
+/// How long the last lines of the audit log may take to be written.
+const REST_BOUND: Duration = Duration::from_secs(5);
+
 /// So many short turns at once keep a CPU busy: one waits for the disk while another computes.
 const TURNS_A_CPU: usize = 2;
 
@@ -480,6 +483,20 @@ impl Engine {
             let time = since.elapsed();
             tracing::warn!(vm = %name, "left as it is: a call to the host has hung for {time:.0?}; the next stead goes on");
         }
+    }
+
+    /// Writes down what was left out as the same again: nobody will know of it later. A disk that hangs keeps no stead from
+    /// ending.
+    pub(super) async fn record_the_rest(&self) {
+        let rest = worker::lock(&self.shared.memory.repeats).rest();
+        if rest.is_empty() {
+            return;
+        }
+        let (shared, mut jobs) = (Arc::clone(&self.shared), JoinSet::new());
+        worker::begin(&mut jobs, self.stead().host.as_ref(), move || {
+            rest.iter().for_each(|entry| shared.memory.write_down(&shared.stead, entry));
+        });
+        let _ = tokio::time::timeout(REST_BOUND, jobs.join_next()).await;
     }
 
     /// What the pass came to.

@@ -129,6 +129,7 @@ impl Upkeep {
         let (shared, host) = (Arc::clone(shared), &*shared.stead.host);
         worker::begin(&mut self.jobs, host, move || {
             collect::empty_trash(&shared.stead, &shared.memory);
+            shared.memory.record_what_is_over(&shared.stead);
             Ended::Surveyed(match scope {
                 Scope::Glance(known) => glance(&shared, &known),
                 Scope::Orphans => Surveyed { glance: None, orphans: collect::survey(&shared.stead, &shared.memory) },
