@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::logging::is_for_journal;
 use super::{CliError, Context, Exit, once, plan};
 use crate::config::parse_duration;
 use crate::plan::AllowPrune;
@@ -49,5 +50,6 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         return plan::show(context, &stead, allow_prune, plan::Output::Text);
     }
     let stead = context.actor("reconcile")?;
-    once::pass(context, &stead, &OnceOptions { timeout, allow_prune, only: None, sync: true })
+    let options = OnceOptions { timeout, allow_prune, only: None, sync: true };
+    once::pass(context, &stead, &options, is_for_journal(&context.flags))
 }
