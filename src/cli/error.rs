@@ -73,11 +73,6 @@ impl CliError {
         Self::Io { what: what.into(), source }
     }
 
-    /// Something that makes no sense here, with no advice to give.
-    pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self::Usage { message: message.into(), hint: None }
-    }
-
     /// What a person can do about it.
     pub(super) fn hint(&self) -> Option<String> {
         match self {

@@ -40,9 +40,10 @@ pub struct Args {
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let Args { once: true, dry_run, timeout, allow_prune } = *args else {
-        return Err(CliError::usage(
-            "`stead reconcile` needs --once; to keep the host as declared there is `stead run`",
-        ));
+        return Err(CliError::Setting {
+            message: "`stead reconcile` needs --once".to_owned(),
+            hint: "`stead reconcile --once` makes one pass; `stead run` keeps the host as declared".to_owned(),
+        });
     };
     let allow_prune = AllowPrune(allow_prune);
     if dry_run {
