@@ -11,7 +11,6 @@ mod passes;
 mod requests;
 mod starts;
 mod syncs;
-mod tally;
 mod telling;
 mod upkeep;
 mod worker;

@@ -193,7 +193,7 @@ impl Engine {
 
     /// In one line, how the VMs are; if it may differ from the last one.
     pub(super) fn news(&self) -> Option<String> {
-        worker::lock(&self.shared.tally).take_change()
+        self.shared.memory.metrics.take_line()
     }
 
     fn recorded(&self) -> Result<BTreeSet<VmName>, ReconcileError> {
