@@ -5,8 +5,10 @@
 //! an fsync a line would take as long as a whole start. After a power cut the last seconds may be missing, and the last line cut.
 
 mod read;
+mod repeats;
 
-pub use read::{Tail, last};
+pub use read::{News, Tail, last};
+pub use repeats::Repeats;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -58,6 +60,12 @@ pub struct Entry {
     /// Where the declaration stands that it follows from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// Where the same was left out before: how often it happened since `since`, this time included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// When it happened first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// How an action ended.
@@ -140,6 +148,8 @@ impl Entry {
             duration_micros: None,
             plan_digest: None,
             source: None,
+            count: None,
+            since: None,
         }
     }
 

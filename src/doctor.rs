@@ -9,7 +9,7 @@ pub(crate) mod samples;
 mod subject;
 
 pub use check::Check;
-pub use subject::{Daemon, GitLook, Manifests, Refused, StateLook, Subject};
+pub use subject::{Daemon, GitLook, Manifests, Needs, Refused, StateLook, Subject};
 
 use std::fmt;
 
@@ -110,6 +110,7 @@ impl Trouble {
 /// Judges everything: a finding for each check, in their order.
 pub fn examine(subject: &Subject) -> Vec<Finding> {
     let needs = subject.manifests.clone().unwrap_or_default();
+    let held = subject.state.as_ref().map(|state| state.held).unwrap_or_default();
     let host = &subject.host;
     Check::ALL
         .into_iter()
@@ -127,7 +128,7 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
             Check::Qemu => host::qemu(host, &needs),
             Check::Tun => host::tun(host, &needs),
             Check::Bridges => host::bridges(&subject.bridges, &needs),
-            Check::Loop => host::loops(host, &needs),
+            Check::Loop => host::loops(host, &needs, held),
             Check::DeviceMapper => host::device_mapper(host, &needs),
             Check::Cgroups => host::cgroups(host),
             Check::Git => host::git(subject.git.as_ref()),
@@ -135,7 +136,7 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
             Check::Clock => limits::clock(&host.clock, subject.state.as_ref().ok().and_then(|state| state.latest)),
             Check::Inotify => limits::inotify(&host.inotify, &subject.folders, &subject.daemon),
             Check::OpenFiles => limits::open_files(host, &subject.daemon, vms(subject)),
-            Check::Threads => limits::threads(host.threads, &needs),
+            Check::Threads => limits::threads(host.threads, &needs, held),
             Check::Confinement => host::confinement(host.confined.as_deref()),
         })
         .collect()

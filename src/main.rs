@@ -41,6 +41,6 @@ fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Converged.into(),
-        _ => Exit::Failed.into(),
+        _ => Exit::Misconfigured.into(),
     }
 }

@@ -5,6 +5,7 @@
 //! names a VM: their number has no bound, nor has that of the names that a host sees in its life. What it is about a VM is in
 //! `stead get`, `describe` and `events`.
 
+mod line;
 mod pulse;
 mod serve;
 pub mod table;
@@ -18,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use line::Word;
 
 use crate::audit::Outcome;
 use crate::desired::SourceName;
@@ -60,6 +62,9 @@ struct VmCounts {
     conditions: BTreeMap<(ConditionType, ConditionStatus), u64>,
     holds: BTreeMap<&'static str, u64>,
     restarts: u64,
+    words: BTreeMap<Word, u64>,
+    /// Whether the words differ from those that were told last.
+    is_news: bool,
 }
 
 /// What of one VM is in [`VmCounts`].
@@ -69,6 +74,7 @@ struct Tally {
     conditions: [(ConditionType, ConditionStatus); ConditionType::ALL.len()],
     holds: Vec<&'static str>,
     restarts: u32,
+    word: Word,
 }
 
 /// Full passes of one depth.
@@ -133,6 +139,7 @@ impl VmCounts {
         step(self.phases.entry(tally.phase).or_default());
         tally.conditions.iter().for_each(|condition| step(self.conditions.entry(*condition).or_default()));
         tally.holds.iter().for_each(|reason| step(self.holds.entry(reason).or_default()));
+        step(self.words.entry(tally.word).or_default());
     }
 }
 
@@ -142,7 +149,7 @@ impl Tally {
         let of = |kind| (kind, status.condition(kind).map_or(ConditionStatus::False, |condition| condition.status));
         let conditions = ConditionType::ALL.map(of);
         let holds = plan.holds.iter().filter(|hold| !matches!(hold, Hold::Starting)).map(Hold::reason).collect();
-        Self { phase: status.phase, conditions, holds, restarts: status.restarts }
+        Self { phase: status.phase, conditions, holds, restarts: status.restarts, word: Word::of(status) }
     }
 }
 
@@ -157,6 +164,7 @@ impl Metrics {
         let tally = Tally::of(status, plan);
         let mut vms = vms.lock();
         let mut counts = self.lock();
+        counts.vms.is_news |= vms.get(&status.name).is_none_or(|before| before.word != tally.word);
         if let Some(before) = vms.get(&status.name) {
             counts.vms.change(before, -1);
             counts.vms.restarts += u64::from(tally.restarts.saturating_sub(before.restarts));
@@ -168,8 +176,16 @@ impl Metrics {
     /// Nothing is left of a VM.
     pub fn forget(&self, vms: &VmTallies, name: &VmName) {
         if let Some(before) = vms.lock().remove(name) {
-            self.lock().vms.change(&before, -1);
+            let mut counts = self.lock();
+            counts.vms.change(&before, -1);
+            counts.vms.is_news = true;
         }
+    }
+
+    /// In one line, how the VMs are; if it may differ from the one that was told last.
+    pub fn take_line(&self) -> Option<String> {
+        let mut counts = self.lock();
+        std::mem::take(&mut counts.vms.is_news).then(|| line::line(&counts.vms.words))
     }
 
     /// An action ended so.

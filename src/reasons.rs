@@ -235,7 +235,8 @@ reasons! {
     Command SystemRefused: "A file or a part of the system did not do its part."
         => "The message says what was tried, and what the kernel said; `stead doctor` looks at the whole host.";
     Command WatchFailed: "Changes cannot be watched."
-        => "Raise the limit: sysctl -w fs.inotify.max_user_instances=512. `stead doctor` says how many are in use.";
+        => "Raise the limit that is met: sysctl -w fs.inotify.max_user_instances=512 fs.inotify.max_user_watches=1048576. `stead \
+            doctor` says how many of each are in use.";
     Command OutputFailed: "The output could not be written."
         => "See whether the disk that it goes to is full.";
     Command Bug: "Something happened that stead takes for impossible."

@@ -11,7 +11,6 @@ mod passes;
 mod requests;
 mod starts;
 mod syncs;
-mod tally;
 mod telling;
 mod upkeep;
 mod worker;
@@ -19,7 +18,7 @@ mod worker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -42,11 +41,13 @@ use crate::plan::{Absences, AllowPrune, Plan};
 use crate::push::{self, PushError};
 use crate::service_manager::ServiceManager;
 use crate::state::{GateState, SyncState, parse_gates};
+use crate::status::EventType;
 use crate::sync::{GitSource, SyncError, Syncer};
 use crate::wakeups::Reason;
 use collect::Freeing;
 use engine::Engine;
 use syncs::Syncs;
+use worker::lock;
 
 /// How soon a full pass that could not be made is tried again.
 const RESYNC_RETRY: Duration = Duration::from_secs(5);
@@ -178,6 +179,7 @@ struct Memory {
     images: ImageLocks,
     freeing: Freeing,
     audit: audit::Writer,
+    repeats: Mutex<audit::Repeats>,
     metrics: Arc<Metrics>,
     tallies: VmTallies,
     wake: Wake,
@@ -188,11 +190,36 @@ impl Memory {
     fn new(wake: Wake) -> Self {
         let (cache, images, freeing) = (HandleCache::default(), ImageLocks::default(), Freeing::default());
         let (audit, metrics, tallies) = (audit::Writer::default(), Arc::default(), VmTallies::default());
-        Self { cache, images, freeing, audit, metrics, tallies, wake }
+        Self { cache, images, freeing, audit, repeats: Mutex::default(), metrics, tallies, wake }
     }
 
-    /// Writes down what was done.
+    /// Writes down what was done. What a person should look at is not written over and over.
     fn record(&self, stead: &Stead, entry: &audit::Entry) {
+        if entry.kind == EventType::Warning {
+            self.record_again(stead, entry);
+        } else {
+            self.write_down(stead, entry);
+        }
+    }
+
+    /// Writes down what may be the same again, as all that is done to a VM that fails time after time.
+    fn record_again(&self, stead: &Stead, entry: &audit::Entry) {
+        // In a statement of its own: no lock is held while it is written.
+        let due = lock(&self.repeats).take(entry);
+        if let Some(entry) = due {
+            self.write_down(stead, &entry);
+        }
+    }
+
+    /// Writes down what was left out and has not happened again for a while.
+    fn record_what_is_over(&self, stead: &Stead) {
+        let over = lock(&self.repeats).over(stead.host.now().wall);
+        over.iter().for_each(|entry| self.write_down(stead, entry));
+    }
+
+    /// One write(2), without fsync: the loop may do it itself. A disk on which that hangs holds it all the same, by
+    /// gates.json.
+    fn write_down(&self, stead: &Stead, entry: &audit::Entry) {
         if !self.audit.write(&*stead.host, &stead.layout, entry) {
             self.metrics.audit_lost();
         }
@@ -390,6 +417,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
             }
         }
     }
+    engine.record_the_rest().await;
     server.abort();
     if let Err(error) = host.remove_file(&socket, false) {
         tracing::warn!("removing {}: {error}", socket.display());
@@ -511,6 +539,7 @@ pub async fn once(
     while let Ok(step) = steps.try_recv() {
         progress(step);
     }
+    engine.record_the_rest().await;
     Ok(Outcome { unsynced, ..engine.outcome(timed_out) })
 }
 

@@ -83,7 +83,8 @@ impl ServiceManager {
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
-        // One that does not hear us does what it does about that.
+        // One that does not hear us does what it does about that. The loop sends this itself: the socket blocks only when PID 1 has
+        // read none of some hundred messages, and then nothing on the host goes on.
         if let Err(error) = (self.send)(states) {
             tracing::debug!("telling the service manager: {error}");
         }

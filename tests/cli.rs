@@ -143,11 +143,11 @@ fn a_bad_command_line_never_exits_with_the_status_of_a_failed_vm() {
     ];
     for line in lines {
         let output = home.stead(line);
-        assert_eq!(code(&output), 1, "{line:?}");
+        assert_eq!(code(&output), 78, "{line:?}");
         assert!(stdout(&output).is_empty() && !output.stderr.is_empty(), "{line:?}");
     }
     let environment = home.command(&["get"]).env("STEAD_RESYNC", "soon").output().unwrap();
-    assert_eq!(code(&environment), 1);
+    assert_eq!(code(&environment), 78);
     assert!(stderr(&environment).contains("a duration is numbers with units"), "{}", stderr(&environment));
 }
 
@@ -186,7 +186,7 @@ fn a_state_that_others_can_write_is_refused_with_what_to_do() {
     fs::set_permissions(&layout.state_dir, fs::Permissions::from_mode(0o777)).unwrap();
     for args in [&["get"][..], &["plan"], &["reconcile", "--once"], &["run"], &["restart", "web"], &["logs", "web"]] {
         let output = home.stead(args);
-        assert_eq!(code(&output), 1, "{args:?}");
+        assert_eq!(code(&output), 78, "{args:?}");
         let text = stderr(&output);
         assert!(text.contains("can be written by others (mode 0777)"), "{text}");
         assert!(text.contains("hint: ") && text.contains("chmod go-w "), "{text}");
@@ -197,7 +197,7 @@ fn a_state_that_others_can_write_is_refused_with_what_to_do() {
 fn another_run_folder_is_an_error_that_names_the_right_one() {
     let (home, layout) = Home::new().with_state();
     let output = home.command(&["reconcile", "--once"]).env("STEAD_RUN_DIR", home.path("other")).output().unwrap();
-    assert_eq!(code(&output), 1);
+    assert_eq!(code(&output), 78);
     let right = format!("STEAD_RUN_DIR={}", layout.run_dir.parent().unwrap().display());
     assert!(stderr(&output).contains(&right), "{}", stderr(&output));
     assert!(!home.path("other").exists());

@@ -58,6 +58,18 @@ fn the_daemon_and_the_pass_are_equally_sandboxed_and_leave_vms_alone() {
     assert_eq!(sandbox("stead.service"), sandbox("stead-reconcile.service"));
 }
 
+/// A service that comes back every second for ever with a setting that cannot be used helps nobody.
+#[test]
+fn the_daemon_does_not_come_back_with_a_setting_that_cannot_be_used() {
+    let line = format!("RestartPreventExitStatus={}", stead::cli::Exit::Misconfigured as u8);
+    assert!(unit("stead.service").lines().any(|found| found == line), "no {line}");
+    let mut stead = Command::new(env!("CARGO_BIN_EXE_stead"));
+    let done = stead.args(["run", "--config", "/nonexistent/config.yaml"]).output().unwrap();
+    assert_eq!(done.status.code(), Some(78), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = stead.env("STEAD_RESYNC", "soon").output().unwrap();
+    assert_eq!(done.status.code(), Some(78), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
 /// What docs/systemd.md says of how exposed the units are, is so.
 #[test]
 fn the_documented_exposure_is_what_systemd_says() {

@@ -3,76 +3,38 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
 
+mod prepared;
+
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use prepared::home::Home;
 use serde_json::Value;
 use stead::control::{self, Handler, Reply, Request};
-use stead::names::{Layout, StateId};
-
-/// A state and a folder of manifests, of a host with nothing wrong in them.
-struct Home(tempfile::TempDir);
 
 impl Home {
-    fn new() -> Self {
-        let home = Self(tempfile::tempdir().unwrap());
-        fs::create_dir(home.path("manifests")).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().canonicalize().unwrap().join(name)
-    }
-
-    fn layout(&self) -> Layout {
-        let (state, run) = (self.path("state"), self.path("run"));
-        let id = StateId::derive("machine", &state);
-        let layout = Layout::new(id, state.clone(), &run).unwrap();
-        for folder in [&state, &run, &layout.run_dir, &layout.vms()] {
-            fs::create_dir(folder).unwrap();
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
-        }
-        self.write("state/id", &serde_json::json!({"version": 1, "id": id, "run_dir": run}).to_string());
-        layout
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path
-    }
-
     fn declare(&self, name: &str, spec: &str) {
         self.write(&format!("manifests/{name}.yaml"), &document(name, spec));
     }
 
-    /// The command, given to another one to be run, such as unshare(1).
-    fn under(&self, wrapper: &[&str], args: &[&str]) -> Command {
-        let line: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_stead")]).collect();
-        let mut command = Command::new(line[0]);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STEAD_")) {
-            command.env_remove(name);
-        }
-        command.args(&line[1..]).args(args).stdin(Stdio::null());
-        for (variable, folder) in [("STATE_DIR", "state"), ("RUN_DIR", "run"), ("MANIFESTS", "manifests")] {
-            command.env(format!("STEAD_{variable}"), self.path(folder));
-        }
+    /// The command under a configuration of nothing.
+    fn plainly(&self, wrapper: &[&str], args: &[&str]) -> Command {
+        let mut command = self.under(wrapper, args);
         command.env("STEAD_CONFIG", self.write("config.yaml", CONFIGURATION));
         command
     }
 
     fn report(&self, wrapper: &[&str]) -> Report {
-        Report::of(&mut self.under(wrapper, &["doctor", "-o", "json"]))
+        Report::of(&mut self.plainly(wrapper, &["doctor", "-o", "json"]))
     }
 
     /// The report under a configuration instead of the folder of manifests alone.
     fn configured(&self, text: &str) -> Command {
-        let mut command = self.under(&[], &["doctor", "-o", "json"]);
+        let mut command = self.plainly(&[], &["doctor", "-o", "json"]);
         self.write("config.yaml", text);
         command.env_remove("STEAD_MANIFESTS");
         command
@@ -148,7 +110,7 @@ fn tree(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
 fn where_nothing_is_wrong_nothing_fails_and_nothing_is_changed() {
     let home = Home::new();
     home.declare("web", "cpus: 2");
-    let mut command = home.under(&[], &["doctor", "-o", "json"]);
+    let mut command = home.plainly(&[], &["doctor", "-o", "json"]);
     let before = tree(home.0.path());
     let report = Report::of(&mut command);
     assert_eq!(report.status, 0);
@@ -161,7 +123,7 @@ fn where_nothing_is_wrong_nothing_fails_and_nothing_is_changed() {
 
     let layout = home.layout();
     fs::create_dir(layout.vm_dir(&"web".parse().unwrap())).unwrap();
-    let mut command = home.under(&[], &["doctor", "--all"]);
+    let mut command = home.plainly(&[], &["doctor", "--all"]);
     let before = tree(home.0.path());
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -190,7 +152,7 @@ fn a_host_without_devices() {
     let report = home.report(&after(r#"mount -t tmpfs none /dev; mknod /dev/null c 1 3; : >/dev/kvm; exec "$@""#));
     report.says("kvm", "failure", "does not answer as KVM does", "load kvm_intel");
     // What cannot be seen from here is not there: neither is any program.
-    let report = Report::of(home.under(&[], &["doctor", "-o", "json"]).env("PATH", "/nonexistent"));
+    let report = Report::of(home.plainly(&[], &["doctor", "-o", "json"]).env("PATH", "/nonexistent"));
     report.says("firecracker", "failure", "VM spark needs it", "STEAD_FIRECRACKER");
 }
 
@@ -350,7 +312,7 @@ sources:
     report.says("git", "failure", "git version 2.30.2 cannot check signatures by SSH keys", "2.34");
     report.says("git", "failure", "ssh-keygen is not in PATH", "install ssh-keygen");
 
-    let mut sync = home.under(&[], &["sync", "fleet"]);
+    let mut sync = home.plainly(&[], &["sync", "fleet"]);
     home.write("config.yaml", configuration);
     let synced = sync.env_remove("STEAD_MANIFESTS").output().unwrap();
     assert!(!synced.status.success());
@@ -431,7 +393,11 @@ fn folders_that_others_may_write_to_or_that_are_not_there() {
     report.says("state", "failure", "can be written by others (mode 0770)", "chmod go-w");
     report.says("folders", "failure", "anybody may write to", "chmod o-w");
     report.says("daemon", "skipped", "the state cannot be used", "");
-    fs::remove_dir(&manifests).unwrap();
+    fs::set_permissions(&manifests, fs::Permissions::from_mode(0o755)).unwrap();
+    let inside = home.write("manifests/deep/web.yaml", "");
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o666)).unwrap();
+    home.report(&[]).says("folders", "failure", "manifests/deep/web.yaml (0666)", "chmod o-w");
+    fs::remove_dir_all(&manifests).unwrap();
     home.report(&[]).says("folders", "failure", "there is no", "mkdir -p");
 }
 

@@ -6,30 +6,32 @@
 #[path = "model/golden.rs"]
 mod golden;
 mod model;
+mod prepared;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prepared::home::{Home, git_source};
 use serde_json::Value;
 use stead::cli::CliError;
 use stead::control::{self, Request};
 use stead::desired::SourceName;
 use stead::desired::hosts::{HostIdentity, Labels};
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
-use stead::names::{Layout, StateId};
+use stead::names::Layout;
 use stead::observed::Record;
 use stead::plan::{Hold, VmPlan};
 use stead::reasons::{About, Reason};
 use stead::state::Blocked;
 use stead::status::{StatusInput, compute};
-use stead::sync::{GitSource, GitUrl, Reference, SyncError, Syncer};
+use stead::sync::{SyncError, Syncer};
 
 /// What a bug would have to bring about.
 const NEVER: [Reason; 1] = [Reason::Bug];
@@ -133,47 +135,13 @@ fn each_reason_of_a_vm_occurs() {
     met.have_all(&[About::Vm, About::Event]);
 }
 
-/// A host of its own for the binary.
-struct Home(tempfile::TempDir);
-
 impl Home {
-    fn new() -> Self {
-        let home = Self(tempfile::tempdir().unwrap());
-        fs::create_dir(home.path("manifests")).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().canonicalize().unwrap().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path
-    }
-
     fn declare(&self, name: &str, kernel: &Path) {
         self.write(&format!("manifests/{name}.yaml"), &manifest(name, kernel));
     }
 
     fn command(&self, args: &[&str]) -> Command {
         self.under(&[], args)
-    }
-
-    fn under(&self, wrapper: &[&str], args: &[&str]) -> Command {
-        let line: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_stead")]).collect();
-        let mut command = Command::new(line[0]);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STEAD_")) {
-            command.env_remove(name);
-        }
-        command.args(&line[1..]).args(args).stdin(Stdio::null()).env("HOME", self.0.path());
-        for (variable, folder) in [("STATE_DIR", "state"), ("RUN_DIR", "run"), ("MANIFESTS", "manifests")] {
-            command.env(format!("STEAD_{variable}"), self.path(folder));
-        }
-        command
     }
 
     fn stead(&self, args: &[&str]) -> Output {
@@ -186,16 +154,8 @@ impl Home {
         self.command(args).env("STEAD_CONFIG", file).env_remove("STEAD_MANIFESTS").output().unwrap()
     }
 
-    /// A state as an earlier stead left it.
     fn with_state(self) -> (Self, Layout) {
-        let (state, run) = (self.path("state"), self.path("run"));
-        let id = StateId::derive("machine", &state);
-        let layout = Layout::new(id, state.clone(), &run).unwrap();
-        for folder in [&state, &run, &layout.run_dir, &layout.vms()] {
-            fs::create_dir(folder).unwrap();
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
-        }
-        self.write("state/id", &serde_json::json!({"version": 1, "id": id, "run_dir": run}).to_string());
+        let layout = self.layout();
         (self, layout)
     }
 }
@@ -263,18 +223,7 @@ impl Repository {
     fn roll_back(&self, to: &str) -> SyncError {
         let host = LinuxHost::new(LinuxHostConfig::default()).unwrap();
         let here = Arc::new(HostIdentity::new("a1".into(), Labels::new(), None, "x86_64".into()));
-        let source = GitSource {
-            url: GitUrl::new(&format!("file://{}", self.home.path("origin").display())).unwrap(),
-            reference: Reference::Branch("main".into()),
-            path: PathBuf::new(),
-            interval: Duration::from_secs(60),
-            timeout: Duration::from_secs(60),
-            size_max: 8 << 20,
-            follow_force_push: false,
-            ssh_key: None,
-            verify: None,
-            suspend: false,
-        };
+        let source = git_source(&self.home.path("origin"));
         let kept = self.home.path("state/sources/fleet");
         Syncer::new(&host, &SourceName("fleet".into()), &source, &here, kept).roll_back(Some(to)).unwrap_err()
     }
@@ -372,7 +321,15 @@ impl Met {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains("error: ") && text.contains("\nhint: "), "{text}");
         assert!(text.ends_with(&format!("\nreason: {reason}\n")), "{reason}: {text}");
-        assert_eq!(output.status.code(), Some(if reason == Reason::LockHeld { 75 } else { 1 }));
+        let code = match reason {
+            Reason::LockHeld => 75,
+            // The same again would end the same way: no service manager is to try it.
+            Reason::ConfigurationInvalid | Reason::RunDirTooLong => 78,
+            Reason::StateOfAnotherUser | Reason::StateOfAnotherRunDir | Reason::StateWritableByOthers => 78,
+            Reason::StateNoFolder | Reason::StateNewer | Reason::StateCorrupt => 78,
+            _ => 1,
+        };
+        assert_eq!(output.status.code(), Some(code), "{reason}");
         self.0.insert(reason);
     }
 

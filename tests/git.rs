@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests do by hand what users and servers do")]
 
+mod prepared;
+
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prepared::home::git_source;
 use stead::desired::hosts::{HostIdentity, Labels};
 use stead::desired::{Desired, SourceName};
 use stead::host::linux::{LinuxHost, LinuxHostConfig};
@@ -83,18 +86,7 @@ impl Bed {
     }
 
     fn source(&self) -> GitSource {
-        GitSource {
-            url: GitUrl::new(&self.url()).unwrap(),
-            reference: Reference::Branch("main".into()),
-            path: PathBuf::new(),
-            interval: Duration::from_secs(60),
-            timeout: Duration::from_secs(60),
-            size_max: 8 << 20,
-            follow_force_push: false,
-            ssh_key: None,
-            verify: None,
-            suspend: false,
-        }
+        git_source(&self.origin())
     }
 
     fn kept(&self) -> PathBuf {

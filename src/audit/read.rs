@@ -46,7 +46,10 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn id(file: &File) -> io::Result<(u64, u64)> {
+/// Device and inode.
+type Id = (u64, u64);
+
+fn id(file: &File) -> io::Result<Id> {
     file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
@@ -93,9 +96,21 @@ impl Backwards {
 /// The log as it grows, from where it ended when this began.
 pub struct Tail {
     path: PathBuf,
+    path_before: PathBuf,
     file: Option<File>,
+    /// The one before, when there was no log yet: nothing in it is new.
+    before: Option<Id>,
     /// The start of a line whose end has not come yet.
     pending: Vec<u8>,
+}
+
+/// What was written to the log since it was read last.
+#[derive(Debug, Default)]
+pub struct News {
+    /// What can be read of it, oldest first.
+    pub entries: Vec<Entry>,
+    /// Whether there may have been more: the log began anew more than once meanwhile, or somebody cut it.
+    pub may_lack: bool,
 }
 
 impl Tail {
@@ -104,42 +119,70 @@ impl Tail {
     /// # Errors
     /// Where the log is there and cannot be read.
     pub fn new(layout: &Layout) -> io::Result<Self> {
-        let path = layout.audit_log();
+        let (path, path_before) = (layout.audit_log(), layout.audit_log_before());
         let mut file = open(&path)?;
         if let Some(file) = &mut file {
             file.seek(SeekFrom::End(0))?;
         }
-        Ok(Self { path, file, pending: Vec::new() })
+        let before = open(&path_before)?.map(|before| id(&before)).transpose()?;
+        Ok(Self { path, path_before, file, before, pending: Vec::new() })
     }
 
-    /// What was written since, oldest first. Also what went into the log before it got its other name.
+    /// What was written since, also what went into the log before it got its other name.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn read_new(&mut self) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        self.drain(&mut entries)?;
-        let now = open(&self.path)?;
-        let is_other = match (&self.file, &now) {
-            (Some(before), Some(now)) => id(before)? != id(now)?,
-            (None, Some(_)) => true,
-            (_, None) => false,
-        };
-        if is_other {
-            // Between the look above and the new name, more may have gone into the old one.
-            self.drain(&mut entries)?;
-            self.file = now;
-            self.pending.clear();
-            self.drain(&mut entries)?;
+    pub fn read_new(&mut self) -> io::Result<News> {
+        let mut news = News::default();
+        self.drain(&mut news)?;
+        let (now, before) = self.open_both()?;
+        let Some(now) = now else { return Ok(news) };
+        let last = self.file.as_ref().map(id).transpose()?;
+        if last == Some(id(&now)?) {
+            return Ok(news);
         }
-        Ok(entries)
+        // Between the look above and the new name, more may have gone into the old one.
+        self.drain(&mut news)?;
+        if let Some(before) = before
+            && last.or(self.before) != Some(id(&before)?)
+        {
+            // Not the one that was read: it began anew at least twice, and of three times this one is all that is left.
+            news.may_lack |= last.is_some();
+            self.go_on_with(before, &mut news)?;
+        }
+        self.go_on_with(now, &mut news)?;
+        Ok(news)
     }
 
-    fn drain(&mut self, entries: &mut Vec<Entry>) -> io::Result<()> {
+    /// The log and the one before it, as they were at one moment.
+    fn open_both(&self) -> io::Result<(Option<File>, Option<File>)> {
+        loop {
+            let both = (open(&self.path)?, open(&self.path_before)?);
+            let again = open(&self.path)?;
+            // A log takes its time to grow: it does not begin anew again and again while this looks.
+            if both.0.as_ref().map(id).transpose()? == again.as_ref().map(id).transpose()? {
+                return Ok(both);
+            }
+        }
+    }
+
+    fn go_on_with(&mut self, file: File, news: &mut News) -> io::Result<()> {
+        self.file = Some(file);
+        self.pending.clear();
+        self.drain(news)
+    }
+
+    fn drain(&mut self, news: &mut News) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
+        if file.metadata()?.len() < file.stream_position()? {
+            // stead only ever appends: somebody has cut it.
+            news.may_lack = true;
+            self.pending.clear();
+            file.seek(SeekFrom::Start(0))?;
+        }
         file.read_to_end(&mut self.pending)?;
         let Some(end) = self.pending.iter().rposition(|byte| *byte == b'\n') else { return Ok(()) };
-        entries.extend(self.pending[..end].split(|byte| *byte == b'\n').filter_map(Entry::parse));
+        news.entries.extend(self.pending[..end].split(|byte| *byte == b'\n').filter_map(Entry::parse));
         self.pending.drain(..=end);
         Ok(())
     }
@@ -222,19 +265,80 @@ mod tests {
     fn a_log_is_followed_from_where_it_was_also_when_a_new_one_begins() {
         let log = Log::new();
         let mut tail = Tail::new(&log.layout).unwrap();
-        assert_eq!(numbers(tail.read_new().unwrap()), [""; 0]);
+        assert_eq!(new(&mut tail), [""; 0]);
         log.add("web", 1);
-        assert_eq!(numbers(tail.read_new().unwrap()), ["1"]);
+        assert_eq!(new(&mut tail), ["1"]);
         let mut tail = Tail::new(&log.layout).unwrap();
         log.add("web", 2);
         log.write(b"{\"time\":\"1970-01");
-        assert_eq!(numbers(tail.read_new().unwrap()), ["2"]);
+        assert_eq!(new(&mut tail), ["2"]);
         // The line goes on, or not: then the next has a line of its own.
         log.write(b"\n");
         log.add("web", 3);
         log.rotate();
         log.add("web", 4);
-        assert_eq!(numbers(tail.read_new().unwrap()), ["3", "4"]);
-        assert_eq!(numbers(tail.read_new().unwrap()), [""; 0]);
+        assert_eq!(new(&mut tail), ["3", "4"]);
+        assert_eq!(new(&mut tail), [""; 0]);
+    }
+    fn new(tail: &mut Tail) -> Vec<String> {
+        let News { entries, may_lack } = tail.read_new().unwrap();
+        assert!(!may_lack, "nothing was lost");
+        numbers(entries)
+    }
+
+    #[test]
+    fn nothing_is_lost_or_repeated_when_it_begins_anew_twice_and_more_often_it_is_said() {
+        let log = Log::new();
+        log.add("web", 0);
+        let mut tail = Tail::new(&log.layout).unwrap();
+        for number in 1..=2 {
+            log.add("web", number);
+            log.rotate();
+        }
+        log.add("web", 3);
+        let News { entries, may_lack } = tail.read_new().unwrap();
+        // It cannot be told from three times.
+        assert_eq!((numbers(entries), may_lack), (vec!["1".into(), "2".into(), "3".into()], true));
+        log.add("web", 4);
+        assert_eq!(new(&mut tail), ["4"]);
+        for number in 5..=7 {
+            log.add("web", number);
+            log.rotate();
+        }
+        log.add("web", 8);
+        let News { entries, may_lack } = tail.read_new().unwrap();
+        assert_eq!((numbers(entries), may_lack), (vec!["5".into(), "7".into(), "8".into()], true));
+        assert_eq!(new(&mut tail), [""; 0]);
+    }
+
+    #[test]
+    fn a_log_that_somebody_cut_is_read_from_its_start_and_it_is_said() {
+        let log = Log::new();
+        log.add("web", 1);
+        let mut tail = Tail::new(&log.layout).unwrap();
+        log.add("web", 2);
+        assert_eq!(new(&mut tail), ["2"]);
+        fs::write(log.layout.audit_log(), "").unwrap();
+        log.add("web", 3);
+        let News { entries, may_lack } = tail.read_new().unwrap();
+        assert_eq!((numbers(entries), may_lack), (vec!["3".into()], true));
+        log.add("web", 4);
+        assert_eq!(new(&mut tail), ["4"]);
+    }
+
+    #[test]
+    fn where_there_was_no_log_yet_what_is_in_the_one_before_is_not_new() {
+        let log = Log::new();
+        log.add("web", 1);
+        log.rotate();
+        let mut tail = Tail::new(&log.layout).unwrap();
+        log.add("web", 2);
+        assert_eq!(new(&mut tail), ["2"]);
+        let none = Log::new();
+        let mut tail = Tail::new(&none.layout).unwrap();
+        none.add("web", 3);
+        none.rotate();
+        none.add("web", 4);
+        assert_eq!(new(&mut tail), ["3", "4"]);
     }
 }

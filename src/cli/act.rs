@@ -39,6 +39,7 @@ pub(super) fn act(
         context,
         &stead,
         &OnceOptions { timeout: args.timeout, allow_prune: AllowPrune::default(), only, sync: false },
+        false,
     )
 }
 

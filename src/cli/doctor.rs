@@ -14,13 +14,14 @@ use super::term::Stream;
 use super::{CliError, Context, Exit, parts, view};
 use crate::config::{Access, Configured, Settings, Source, SourceKind, open_state};
 use crate::control::{Reply, Request, ask};
-use crate::doctor::{Daemon, Finding, GitLook, Manifests, Refused, State, StateLook, Subject, examine};
+use crate::doctor::{Daemon, Finding, GitLook, Manifests, Needs, Refused, State, StateLook, Subject, examine};
 use crate::host::linux::checkup;
 use crate::host::{HostOps, LockProbe};
 use crate::names::{Layout, VmName};
-use crate::reconcile::{Stead, declared, sync_state};
+use crate::reconcile::{ReconcileError, Stead, declared, sync_state};
 use crate::state::{
-    Flaw, parse_disk_record, parse_gates, parse_handles, parse_host, parse_ledger, parse_orphans, parse_sync,
+    Flaw, StoredSpec, parse_disk_record, parse_gates, parse_handles, parse_host, parse_ledger, parse_orphans,
+    parse_sync,
 };
 use crate::sync::{GitSource, Signed};
 
@@ -35,7 +36,7 @@ Examples:
   stead doctor --all               every check, also those that found nothing wrong
   stead doctor -o json             for programs: every check with its state, what was found, why it matters, what to do
 
-Changes nothing: no file is made, nothing is locked. What is needed is read off the manifests: a host without device-mapper is
+Changes nothing: no file is made, and no lock is kept. What is needed is read off the manifests: a host without device-mapper is
 fine as long as no disk asks for it. Run it as stead runs, that is as the same user with the same flags and variables.
 
 Exit status: 0 nothing failed (warnings are no failures); 2 something did.")]
@@ -78,9 +79,7 @@ fn look(context: &Context) -> Result<Subject, CliError> {
     };
     let is_readable = configuration.is_ok();
     let configuration = configuration.and_then(|()| match &settings.push {
-        Some(push) => {
-            push.check().map_err(|error| refused(&CliError::Usage { message: error.to_string(), hint: None }))
-        }
+        Some(push) => push.check().map_err(|error| refused(&CliError::Reconcile(ReconcileError::Push(error.into())))),
         None => Ok(()),
     });
     let host = parts::host(&settings)?;
@@ -187,6 +186,7 @@ fn look_at_state(host: &dyn HostOps, layout: &Layout, settings: &Settings) -> St
         room: Some(checkup::room(&layout.state_dir).map_err(|error| error.to_string())),
         ..StateLook::default()
     };
+    let (boot, mut held) = (host.now().boot_id, Needs::default());
     let mut reader = Reader { host, seen: &mut seen };
     reader.read(&layout.gates(), |bytes| parse_gates(bytes).map(drop));
     reader.read(&layout.host(), |bytes| parse_host(bytes).map(drop));
@@ -200,7 +200,14 @@ fn look_at_state(host: &dyn HostOps, layout: &Layout, settings: &Settings) -> St
     for name in reader.list(&layout.vms()).iter().filter_map(|name| VmName::new(name.clone()).ok()) {
         reader.seen.vms += 1;
         let uid = layout.uid(&name);
-        reader.read(&layout.handles(&name), |bytes| parse_handles(bytes, &name, uid).map(drop));
+        reader.read(&layout.handles(&name), |bytes| {
+            let handles = parse_handles(bytes, &name, uid)?;
+            let spec = handles.spec.as_ref().filter(|_| handles.boot_id == boot && handles.pid.is_some());
+            if let Some(Ok(spec)) = spec.map(StoredSpec::read) {
+                held.add(&spec);
+            }
+            Ok(())
+        });
         reader.read(&layout.ledger(&name), |bytes| parse_ledger(bytes, &name, uid).map(drop));
         reader.list(&layout.vm_dir(&name));
         for file in reader.list(&layout.disks(&name)) {
@@ -211,6 +218,7 @@ fn look_at_state(host: &dyn HostOps, layout: &Layout, settings: &Settings) -> St
             }
         }
     }
+    seen.held = held;
     seen
 }
 

@@ -28,6 +28,14 @@ pub enum CliError {
     /// The running stead gave no answer.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag or a variable cannot be used.
+    #[error("{message}")]
+    Setting {
+        /// What is wrong.
+        message: String,
+        /// What to do instead.
+        hint: String,
+    },
     /// What was asked for makes no sense here.
     #[error("{message}")]
     Usage {
@@ -65,15 +73,11 @@ impl CliError {
         Self::Io { what: what.into(), source }
     }
 
-    /// Something that makes no sense here, with no advice to give.
-    pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self::Usage { message: message.into(), hint: None }
-    }
-
     /// What a person can do about it.
     pub(super) fn hint(&self) -> Option<String> {
         match self {
             Self::State(error) => error.hint().or_else(|| self.reason().explain().to_do.map(str::to_owned)),
+            Self::Setting { hint, .. } => Some(hint.clone()),
             Self::Usage { hint, .. } => hint.clone(),
             Self::Lock(LockError::Held { .. }) => {
                 Some("one stead acts on a state at a time; stop it, wait for it, or use another --state-dir".to_owned())
@@ -115,7 +119,7 @@ impl CliError {
                 ControlError::Nonsense(_) => Reason::DaemonNonsense,
                 ControlError::Io { .. } => Reason::DaemonUnreachable,
             },
-            Self::Usage { .. } => Reason::BadRequest,
+            Self::Setting { .. } | Self::Usage { .. } => Reason::BadRequest,
             Self::Io { .. } => Reason::SystemRefused,
             Self::Watch(_) => Reason::WatchFailed,
             Self::Format(_) => Reason::Bug,
@@ -128,6 +132,9 @@ impl CliError {
         match self {
             Self::Lock(LockError::Held { .. }) => Exit::Locked,
             Self::ReaderGone => Exit::Converged,
+            // What the kernel refused may be there in a moment: a folder that is not mounted yet.
+            Self::State(StateError::Io { .. }) => Exit::Failed,
+            Self::Setting { .. } | Self::Configuration(_) | Self::State(_) => Exit::Misconfigured,
             _ => Exit::Failed,
         }
     }

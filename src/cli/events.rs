@@ -8,7 +8,7 @@ use super::table::{align, one_line};
 use super::term::Stream;
 use super::watch::{Changes, until_interrupted};
 use super::{CliError, Context, Exit};
-use crate::audit::{self, Entry, Tail};
+use crate::audit::{self, Entry, News, Tail};
 use crate::config::{Access, open_state};
 use crate::names::{Layout, VmName};
 use crate::status::EventType;
@@ -24,7 +24,7 @@ Examples:
   stead events -f --vm web             the last ten of VM web, and those to come
   stead events -n 100 -o json | jq .   one JSON object a line: with the plan, the source and its commit, and the time it took
 
-`stead describe NAME` counts what happens to a VM again and again; here each time is a line. See docs/events.md.")]
+What a VM that fails does again and again has a line the 1st, 2nd, 4th, 8th time and so on, with a count. See docs/events.md.")]
 pub struct Args {
     /// Go on with what happens from now on
     #[arg(short, long)]
@@ -86,7 +86,10 @@ async fn follow_on(
     let failed = |source| CliError::io(format!("read {}", layout.audit_log().display()), source);
     let mut shown = Some(shown);
     loop {
-        let mut new = tail.read_new().map_err(failed)?;
+        let News { entries: mut new, may_lack } = tail.read_new().map_err(failed)?;
+        if may_lack {
+            context.term.note("the log began anew more than once before it was read, or was cut: entries may be lost");
+        }
         let known = shown.take().unwrap_or_default();
         new.retain(|entry| vm.is_none_or(|vm| entry.vm.as_ref() == Some(vm)) && !known.contains(entry));
         printer.print(context, &new)?;
@@ -152,7 +155,11 @@ fn row(entry: &Entry) -> [String; 5] {
     let about = vm.or_else(|| Some(format!("source {}", entry.source.as_ref()?.name)));
     let time = entry.time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let reason = clean(&entry.reason);
-    [time, entry.kind.to_string(), clean(&about.unwrap_or_else(|| "-".to_owned())), reason, clean(&entry.message)]
+    let mut message = clean(&entry.message);
+    if let (Some(count), Some(since)) = (entry.count, entry.since) {
+        message += &format!(" ({count} times since {})", since.strftime("%Y-%m-%dT%H:%M:%SZ"));
+    }
+    [time, entry.kind.to_string(), clean(&about.unwrap_or_else(|| "-".to_owned())), reason, message]
 }
 
 /// Text from elsewhere as one line that commands no terminal.
@@ -195,7 +202,10 @@ mod tests {
              1970-01-01T00:00:01Z  Normal   database  Failed  fine\n"
         );
         // Those that come later stand under the first ones.
-        let later = printer.text(&[entry("db", EventType::Normal, "up")]);
-        assert_eq!(later, "1970-01-01T00:00:01Z  Normal   db        Failed  up\n");
+        let again =
+            Entry { count: Some(4), since: Some(Timestamp::UNIX_EPOCH), ..entry("db", EventType::Normal, "up") };
+        let later = printer.text(&[again]);
+        let times = "(4 times since 1970-01-01T00:00:00Z)";
+        assert_eq!(later, format!("1970-01-01T00:00:01Z  Normal   db        Failed  up {times}\n"));
     }
 }

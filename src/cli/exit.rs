@@ -20,6 +20,9 @@ pub enum Exit {
     Gated = 4,
     /// Another stead works on this state (`EX_TEMPFAIL` of sysexits.h).
     Locked = 75,
+    /// What it was told to use cannot be used, and the same again would end the same way (`EX_CONFIG` of sysexits.h): a
+    /// service manager is not to try again until a person has mended it.
+    Misconfigured = 78,
 }
 
 /// What an exit status follows from.
@@ -33,8 +36,15 @@ pub(super) enum Ending<'a> {
 
 impl Exit {
     /// Each of them.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Converged, Self::Failed, Self::Unconverged, Self::Pending, Self::Gated, Self::Locked];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Converged,
+        Self::Failed,
+        Self::Unconverged,
+        Self::Pending,
+        Self::Gated,
+        Self::Locked,
+        Self::Misconfigured,
+    ];
 
     /// What it means.
     pub(super) fn meaning(self) -> &'static str {
@@ -47,6 +57,9 @@ impl Exit {
             Self::Pending => "Changes are pending (`plan`, `reconcile --dry-run`, `gc --dry-run`).",
             Self::Gated => "A safety gate refused: `stead plan` shows which, and the digest to approve.",
             Self::Locked => "Another stead works on this state: try again later.",
+            Self::Misconfigured => {
+                "A flag, a variable, the configuration file or the state's folder cannot be used. The error says what to mend."
+            }
         }
     }
 
@@ -162,6 +175,6 @@ mod tests {
 
     #[test]
     fn the_numbers_are_those_that_scripts_know() {
-        assert_eq!(Exit::ALL.map(|exit| exit as u8), [0, 1, 2, 3, 4, 75]);
+        assert_eq!(Exit::ALL.map(|exit| exit as u8), [0, 1, 2, 3, 4, 75, 78]);
     }
 }

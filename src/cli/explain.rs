@@ -83,7 +83,7 @@ word below. What is wrong with a manifest or the configuration is told with file
         (
             About::Command,
             "Of commands that could not run",
-            "Below the error, on standard error. The exit status is 1, for `LockHeld` 75.",
+            "Below the error, on standard error. The exit status is 1; for `LockHeld` 75, and 78 where the same again would end the same way.",
         ),
     ] {
         text += &format!("\n## {title}\n\n{where_seen}\n\n| reason | what it means | what to do |\n|---|---|---|\n");

@@ -180,9 +180,9 @@ impl Flags {
 
     /// The same as if the configuration file said this.
     pub(super) fn settings_by(&self, configured: Configured, environment: &Environment) -> Result<Settings, CliError> {
-        let homeless = |flag: &str| CliError::Usage {
+        let homeless = |flag: &str| CliError::Setting {
             message: format!("there is no default for --{flag}: HOME is not set"),
-            hint: Some(format!("set HOME, or --{flag}")),
+            hint: format!("set HOME, or --{flag}"),
         };
         let state_dir = self.state_dir.clone().or_else(|| environment.default_state_dir());
         let state_dir = state_dir.ok_or_else(|| homeless("state-dir"))?;
@@ -222,9 +222,9 @@ impl Flags {
         let Some(file) = self.config.as_ref().or(default.as_ref()) else { return Ok(Configured::default()) };
         match read_configuration(file)? {
             Some(configured) => Ok(configured),
-            None if self.config.is_some() => Err(CliError::Usage {
+            None if self.config.is_some() => Err(CliError::Setting {
                 message: format!("there is no {}", file.display()),
-                hint: Some("leave --config out, or name the file that is there".to_owned()),
+                hint: "leave --config out, or name the file that is there".to_owned(),
             }),
             None => Ok(Configured::default()),
         }

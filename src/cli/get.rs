@@ -7,6 +7,7 @@ use super::term::Stream;
 use super::view::{Looker, Tone, View, Views, object, to_json, to_yaml, tone};
 use super::{CliError, Context, Exit, table, watch};
 use crate::names::VmName;
+use crate::plan::LAST_GOOD;
 use crate::status::{ConditionStatus, VmPhase};
 use crate::time::Now;
 
@@ -63,6 +64,10 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
     if views.vms.is_empty() && matches!(args.output, Output::Table | Output::Wide) {
         context.term.note("there are no VMs");
     }
+    // With more columns, or for programs, it is in there.
+    if let Some(note) = of_last_good(&views.vms).filter(|_| args.output == Output::Table) {
+        context.term.note(&note);
+    }
     looker.note_age(context, &views);
     if !args.watch {
         return Ok(Exit::Converged);
@@ -73,6 +78,21 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         let text = shown.changes(args.output, &views, context.term.out)?;
         Ok(context.term.print(text)?)
     })
+}
+
+/// Which VMs run by an earlier manifest than the one that is there: they look fine, and are not what their user has written.
+fn of_last_good(vms: &[View]) -> Option<String> {
+    let is_invalid = |view: &&View| view.live.message.contains(LAST_GOOD);
+    let names: Vec<&str> = vms.iter().filter(is_invalid).map(|view| view.name.as_str()).collect();
+    match names.as_slice() {
+        [] => None,
+        [name] => Some(format!("{name}: {LAST_GOOD}; `stead describe {name}` says what is wrong with it")),
+        [first, ..] => Some(format!(
+            "{}: their manifests are invalid, so their last good specs stay in force; `stead describe {first}` says what is \
+             wrong with the first",
+            names.join(", ")
+        )),
+    }
 }
 
 /// The VMs as text; `single` where one was asked for by name.
@@ -237,6 +257,20 @@ long-name  Stopped  False  -            -     0         1m5s
         assert_eq!(text, expected);
         let wide = super::text(Output::Wide, false, &views, Stream::default()).unwrap();
         assert!(wide.lines().nth(1).unwrap().ends_with("3            -       -     -       a known hole"), "{wide}");
+    }
+
+    #[test]
+    fn who_runs_by_an_earlier_manifest_is_named_since_no_column_says_so() {
+        let broken = |name: &str| {
+            let mut view = view(name, running(), 66);
+            view.live.message = format!("{LAST_GOOD}: web.yaml:6:3: the field `memory` is missing");
+            view
+        };
+        assert_eq!(of_last_good(&[view("a", running(), 66)]), None);
+        let one = of_last_good(&[view("a", running(), 66), broken("b")]).unwrap();
+        assert!(one.starts_with("b: its manifest is invalid") && one.contains("`stead describe b`"), "{one}");
+        let two = of_last_good(&[broken("b"), broken("c")]).unwrap();
+        assert!(two.starts_with("b, c: their manifests are invalid"), "{two}");
     }
 
     #[test]

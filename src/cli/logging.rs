@@ -9,25 +9,30 @@ use tracing_subscriber::field::{MakeVisitor, VisitFmt, VisitOutput};
 use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::prelude::*;
 
-use super::{Cli, CliError, Command, Context, LogFormat};
+use super::{Cli, CliError, Command, Context, Flags, LogFormat};
 
 /// What a line for people leaves out: its text says the same, or `stead events` does. The journal and JSON have all of it.
 const FOR_PROGRAMS: [&str; 6] = ["reason", "outcome", "duration_micros", "plan_digest", "origin", "commit"];
 
 /// Begins to log to standard error: one line a change for `run`, only bugs for the others, which tell of changes and failures
-/// themselves. Where standard error leads to systemd's journal, that is told the fields of each line by themselves.
+/// themselves. Where standard error leads to systemd's journal, that is told the fields of each line by themselves, also of a
+/// pass that a timer makes.
+///
+/// The journal's socket blocks who writes while its queue is full, as every service's standard error and sd_journal_send(3) do.
+/// That lasts until systemd has started it again: it has a watchdog of its own, and stead has one too.
 ///
 /// # Errors
 /// Where the level that was asked for is none.
 pub fn start(cli: &Cli, context: &Context) -> Result<(), CliError> {
-    let usual = if matches!(cli.command, Command::Run(_)) { "info" } else { "error" };
+    let is_told = matches!(cli.command, Command::Run(_))
+        || (matches!(cli.command, Command::Reconcile(_)) && is_for_journal(&cli.flags));
+    let usual = if is_told { "info" } else { "error" };
     let level = cli.flags.log_level.as_deref().filter(|level| !level.is_empty()).unwrap_or(usual);
-    let filter = EnvFilter::try_new(level).map_err(|error| CliError::Usage {
+    let filter = EnvFilter::try_new(level).map_err(|error| CliError::Setting {
         message: format!("--log-level {level:?}: {error}"),
-        hint: Some("one of error, warn, info, debug and trace, or a filter such as stead=debug".to_owned()),
+        hint: "one of error, warn, info, debug and trace, or a filter such as stead=debug".to_owned(),
     })?;
-    if cli.flags.log_format == LogFormat::Text
-        && leads_to_journal()
+    if is_for_journal(&cli.flags)
         && let Ok(journal) = tracing_journald::layer()
     {
         // Without a prefix: VM=, REASON=, as journalctl is asked for them.
@@ -45,6 +50,11 @@ pub fn start(cli: &Cli, context: &Context) -> Result<(), CliError> {
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Whether the journal is told what is done, with fields.
+pub(super) fn is_for_journal(flags: &Flags) -> bool {
+    flags.log_format == LogFormat::Text && leads_to_journal()
 }
 
 /// Whether standard error is the stream to the journal that systemd set up, and was not led elsewhere since (systemd.exec(5),

@@ -71,6 +71,7 @@ Exit status:
   3   changes pending (plan, reconcile --dry-run)
   4   a safety gate refused; `stead plan` shows which, and the digest to approve
   75  another stead works on this state
+  78  a flag, a variable, the configuration file or the state's folder cannot be used
 
 Every setting has a STEAD_* variable; `--help` shows them.")]
 pub struct Cli {

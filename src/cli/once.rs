@@ -5,13 +5,13 @@ use super::progress::Reporter;
 use super::{CliError, Context, Exit, parts};
 use crate::reconcile::{OnceOptions, Stead, once};
 
-/// Makes a pass and tells of it. The caller holds the state's lock.
-pub(super) fn pass(context: &Context, stead: &Stead, options: &OnceOptions) -> Result<Exit, CliError> {
+/// Makes a pass and tells of it, but for what the log tells. The caller holds the state's lock.
+pub(super) fn pass(context: &Context, stead: &Stead, options: &OnceOptions, is_logged: bool) -> Result<Exit, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| CliError::io("start the runtime", source))?;
-    let mut reporter = Reporter::new(context.term);
+    let mut reporter = Reporter::new(context.term, is_logged);
     let ended = runtime.block_on(async {
         let mut progress = |event| reporter.tell(event);
         tokio::select! {

@@ -13,6 +13,8 @@ use crate::reconcile::{Outcome, Progress};
 /// cron can send one and drop the other.
 pub(super) struct Reporter {
     term: Term,
+    /// Whether the log tells what is done, and where it goes to nothing is to be said twice.
+    is_logged: bool,
     /// What is being done now, by VM.
     acting: BTreeMap<VmName, String>,
     /// Whether the live line stands on the terminal.
@@ -22,8 +24,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(term: Term) -> Self {
-        Self { term, acting: BTreeMap::new(), live: false, failure: None }
+    pub(super) fn new(term: Term, is_logged: bool) -> Self {
+        Self { term, is_logged, acting: BTreeMap::new(), live: false, failure: None }
     }
 
     /// Tells of one event.
@@ -35,14 +37,17 @@ impl Reporter {
             }
             Progress::Done { vm, action } => {
                 self.acting.remove(&vm);
-                let line = format!("{vm}: {action}");
-                self.say(&line);
+                if !self.is_logged {
+                    self.say(&format!("{vm}: {action}"));
+                }
                 self.draw(None);
             }
             Progress::Failed { vm, error } => {
                 self.acting.remove(&vm);
-                let line = format!("{vm}: {} {}", self.term.err.bad("failed:"), one_line(&error));
-                self.complain(&line);
+                if !self.is_logged {
+                    let line = format!("{vm}: {} {}", self.term.err.bad("failed:"), one_line(&error));
+                    self.complain(&line);
+                }
                 self.draw(None);
             }
             Progress::Waiting { vms, why } => self.draw(Some(&format!("waiting for {}: {why}", count(vms)))),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::logging::is_for_journal;
 use super::{CliError, Context, Exit, once, plan};
 use crate::config::parse_duration;
 use crate::plan::AllowPrune;
@@ -39,9 +40,10 @@ pub struct Args {
 
 pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let Args { once: true, dry_run, timeout, allow_prune } = *args else {
-        return Err(CliError::usage(
-            "`stead reconcile` needs --once; to keep the host as declared there is `stead run`",
-        ));
+        return Err(CliError::Setting {
+            message: "`stead reconcile` needs --once".to_owned(),
+            hint: "`stead reconcile --once` makes one pass; `stead run` keeps the host as declared".to_owned(),
+        });
     };
     let allow_prune = AllowPrune(allow_prune);
     if dry_run {
@@ -49,5 +51,6 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
         return plan::show(context, &stead, allow_prune, plan::Output::Text);
     }
     let stead = context.actor("reconcile")?;
-    once::pass(context, &stead, &OnceOptions { timeout, allow_prune, only: None, sync: true })
+    let options = OnceOptions { timeout, allow_prune, only: None, sync: true };
+    once::pass(context, &stead, &options, is_for_journal(&context.flags))
 }

@@ -75,6 +75,6 @@ pub(super) fn execute(context: &Context, args: &Args) -> Result<Exit, CliError> 
     }
     let Some(stead) = own else { return Ok(exit) };
     let options = OnceOptions { timeout: args.timeout, allow_prune: AllowPrune::default(), only: None, sync: false };
-    let passed = once::pass(context, &stead, &options)?;
+    let passed = once::pass(context, &stead, &options, false)?;
     Ok(if exit == Exit::Converged { passed } else { exit })
 }

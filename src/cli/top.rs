@@ -243,7 +243,7 @@ async fn screen(context: &Context) -> Result<Exit, CliError> {
                 Some(Effect::Look(vm)) => feed.look(vm),
                 Some(Effect::Redraw) => screen.clear()?,
                 Some(Effect::Suspend) => screen.suspend()?,
-                Some(Effect::Preview) => preview_for(context, events_in.clone()),
+                Some(Effect::Preview(number)) => preview_for(context, number, events_in.clone()),
                 Some(Effect::Approve(digest)) => approve(&layout, digest, events_in.clone()),
                 None => {}
             }
@@ -295,11 +295,11 @@ fn keys() -> Result<UnboundedReceiver<Input>, CliError> {
 }
 
 /// Sees what waits for an approval: it reads every manifest and looks at every VM, so it is not done here.
-fn preview_for(context: &Context, events: UnboundedSender<Event>) {
+fn preview_for(context: &Context, number: u64, events: UnboundedSender<Event>) {
     let context = Context::new(context.flags.clone());
     aside(move || {
         let held = context.reader().and_then(|stead| Ok(Held::of(&preview(&stead, AllowPrune::default())?)));
-        let _ = events.send(Event::Held(held.map_err(|error| in_full(&error))));
+        let _ = events.send(Event::Held(number, held.map_err(|error| in_full(&error))));
     });
 }
 
@@ -316,7 +316,7 @@ fn approve(layout: &Layout, digest: String, events: UnboundedSender<Event>) {
             Ok(None) => Err(format!("no `stead run` is at work; `stead approve {digest}` acts by itself")),
             Err(error) => Err(in_full(&error.into())),
         };
-        let _ = events.send(Event::Answered(answer));
+        let _ = events.send(Event::Answered(digest, answer));
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Check, Finding, GitLook, Manifests, State, Trouble};
+use super::{Check, Finding, GitLook, Manifests, Needs, State, Trouble};
 use crate::host::checkup::{Bridge, Checkup, Device, Opened, Owner};
 use crate::names::VmName;
 use crate::spec::{VmmChoice, VmmKind};
@@ -149,7 +149,7 @@ pub(super) fn tun(host: &Checkup, needs: &Manifests) -> Finding {
     device(check, &host.tun, state, &asks, "tun")
 }
 
-pub(super) fn loops(host: &Checkup, needs: &Manifests) -> Finding {
+pub(super) fn loops(host: &Checkup, needs: &Manifests, held: Needs) -> Finding {
     let check = Check::Loop;
     let state = if needs.snapshot.is_some() { State::Failure } else { State::Warning };
     let asks = needs.snapshot.as_ref().map_or_else(String::new, |(vm, _)| format!("; VM {vm} has a snapshot disk"));
@@ -158,12 +158,13 @@ pub(super) fn loops(host: &Checkup, needs: &Manifests) -> Finding {
         return finding;
     }
     let loops = host.loops;
-    if loops.most.saturating_sub(loops.bound) < needs.loops {
+    // Those of VMs that run are among the bound ones.
+    if loops.most.saturating_sub(loops.bound) < needs.needs.loops.saturating_sub(held.loops) {
         return Finding::failure(
             check,
             format!(
                 "{} of at most {} loop devices are in use, and disks may take {}",
-                loops.bound, loops.most, needs.loops
+                loops.bound, loops.most, needs.needs.loops
             ),
             "give each fewer partitions: load the module with `options loop max_part=0` in /etc/modprobe.d",
         );
@@ -401,9 +402,12 @@ mod tests {
     fn loop_devices_are_counted() {
         let mut host = samples::host();
         host.loops.bound = host.loops.most - 1;
-        let needs = |loops| Manifests { loops, ..Manifests::default() };
-        assert_eq!(loops(&host, &needs(1)).state, State::Ok);
-        assert_eq!(loops(&host, &needs(2)).state, State::Failure);
+        let needs = |loops| Manifests { needs: Needs { loops, threads: 0 }, ..Manifests::default() };
+        let none = Needs::default();
+        assert_eq!(loops(&host, &needs(1), none).state, State::Ok);
+        assert_eq!(loops(&host, &needs(2), none).state, State::Failure);
+        // One that runs has its own already.
+        assert_eq!(loops(&host, &needs(2), Needs { loops: 1, threads: 0 }).state, State::Ok);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::{Check, Daemon, Finding, Manifests, Refused, StateLook, Trouble};
+use super::{Check, Daemon, Finding, Manifests, Needs, Refused, StateLook, Trouble};
 use crate::host::checkup::{Checkup, Clock, Folder, Inotify, Threads};
 
 /// Less room than this, and records cannot be written.
@@ -157,7 +157,7 @@ pub(super) fn open_files(host: &Checkup, daemon: &Daemon, vms: u64) -> Finding {
     Finding::ok(check, found)
 }
 
-pub(super) fn threads(threads: Threads, needs: &Manifests) -> Finding {
+pub(super) fn threads(threads: Threads, needs: &Manifests, held: Needs) -> Finding {
     let check = Check::Threads;
     let Threads { used, pid_max, threads_max } = threads;
     let (limit, name) =
@@ -165,15 +165,15 @@ pub(super) fn threads(threads: Threads, needs: &Manifests) -> Finding {
     let free = limit.saturating_sub(used);
     let found = format!(
         "{used} threads of at most {limit} ({name}); the VMMs of {} VMs have some {}",
-        needs.vms, needs.threads
+        needs.vms, needs.needs.threads
     );
-    let mend = format!("sysctl -w {name}={}", limit.max(needs.threads).saturating_mul(4).min(PID_MAX_LIMIT));
-    if limit < needs.threads {
+    let mend = format!("sysctl -w {name}={}", limit.max(needs.needs.threads).saturating_mul(4).min(PID_MAX_LIMIT));
+    if limit < needs.needs.threads {
         return Finding::failure(check, found, mend);
     }
     // Those of VMs that run are among the used ones.
-    let may_not_suffice = used < needs.threads && free < needs.threads;
-    if may_not_suffice || free < limit / LITTLE {
+    let more = needs.needs.threads.saturating_sub(held.threads);
+    if free < more || free < limit / LITTLE {
         return Finding::warning(check, found, mend);
     }
     Finding::ok(check, found)
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn watches_are_held_against_their_limits() {
         let good = samples::host().inotify;
-        let folder = Folder { owner: None, unreadable: None, folders: 10 };
+        let folder = Folder { owner: None, unreadable: None, folders: 10, below: vec![] };
         let folders = [(PathBuf::from("/m"), folder)];
         let judge = |found: &Inotify, daemon: &Daemon| inotify(found, &folders, daemon);
         let none = Daemon::None { locked: false };
@@ -266,8 +266,12 @@ mod tests {
     #[test]
     fn threads_are_held_against_the_limit_that_is_met_first() {
         let found = Threads { used: 500, pid_max: 4_194_304, threads_max: 1000 };
-        let needs = |threads| Manifests { vms: 1, threads, ..Manifests::default() };
+        let needs =
+            |threads| Manifests { vms: 1, needs: Needs { threads, ..Needs::default() }, ..Manifests::default() };
+        let threads = |found: Threads, needs: &Manifests| threads(found, needs, Needs::default());
         assert_eq!(threads(found, &needs(10)).state, State::Ok);
+        let held = Needs { threads: 400, ..Needs::default() };
+        assert_eq!(super::threads(found, &needs(600), held).state, State::Ok, "those that run have theirs already");
         let finding = threads(found, &needs(600));
         assert!(finding.state == State::Warning && finding.mend.unwrap().contains("kernel.threads-max"));
         assert_eq!(threads(found, &needs(1001)).state, State::Failure);

@@ -1,10 +1,10 @@
 //! What is stead's own: its configuration, its folders, its records, the one that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Check, Daemon, Finding, Manifests, Refused, StateLook, Trouble};
 use crate::desired::SourceName;
-use crate::host::checkup::Folder;
+use crate::host::checkup::{Folder, Owner};
 
 /// How many of many things are told one by one.
 const TOLD_MAX: usize = 5;
@@ -66,18 +66,9 @@ pub(super) fn folders(folders: &[(PathBuf, Folder)], me: u32) -> Finding {
             let mend = format!("let user {me} read it: chmod and chown {shown}");
             troubles.push(Trouble::failure(format!("{shown} cannot be listed: {why}"), mend));
         }
-        if owner.mode & 0o002 != 0 {
-            let found = format!("anybody may write to {shown} ({:04o}), and so decide what runs here", owner.mode);
-            troubles.push(Trouble::failure(found, format!("chmod o-w {shown}")));
-        } else if owner.mode & 0o020 != 0 && owner.group.id != 0 {
-            let group = owner.group.name.clone().unwrap_or_else(|| owner.group.id.to_string());
-            let found =
-                format!("group {group} may write to {shown} ({:04o}), and so decide what runs here", owner.mode);
-            troubles.push(Trouble::warning(found, format!("if that is not meant: chmod g-w {shown}")));
-        }
-        if owner.user.id != me && owner.user.id != 0 {
-            let found = format!("{shown} belongs to user {}, who decides what runs here", owner.user.id);
-            troubles.push(Trouble::warning(found, format!("if that is not meant: chown {me} {shown}")));
+        others(owner, path, 1, me, &mut troubles);
+        for (owner, path, count) in &folder.below {
+            others(owner, path, *count, me, &mut troubles);
         }
     }
     if folders.is_empty() {
@@ -85,6 +76,27 @@ pub(super) fn folders(folders: &[(PathBuf, Folder)], me: u32) -> Finding {
     }
     let all: Vec<String> = folders.iter().map(|(path, _)| path.display().to_string()).collect();
     Finding::of_troubles(Check::Folders, troubles, all.join(", "))
+}
+
+/// Who else may write to a file or folder of manifests, of which there are so many with the same owner and mode.
+fn others(owner: &Owner, path: &Path, count: u64, me: u32, troubles: &mut Vec<Trouble>) {
+    let shown = match count {
+        1 => path.display().to_string(),
+        _ => format!("{} and {} more", path.display(), count - 1),
+    };
+    let file = path.display();
+    if owner.mode & 0o002 != 0 {
+        let found = format!("anybody may write to {shown} ({:04o}), and so decide what runs here", owner.mode);
+        troubles.push(Trouble::failure(found, format!("chmod o-w {file}")));
+    } else if owner.mode & 0o020 != 0 && owner.group.id != 0 {
+        let group = owner.group.name.clone().unwrap_or_else(|| owner.group.id.to_string());
+        let found = format!("group {group} may write to {shown} ({:04o}), and so decide what runs here", owner.mode);
+        troubles.push(Trouble::warning(found, format!("if that is not meant: chmod g-w {file}")));
+    }
+    if owner.user.id != me && owner.user.id != 0 {
+        let found = format!("{shown} belongs to user {}, who decides what runs here", owner.user.id);
+        troubles.push(Trouble::warning(found, format!("if that is not meant: chown {me} {file}")));
+    }
 }
 
 pub(super) fn sources(unsynced: &[(SourceName, String)], any: bool) -> Finding {
@@ -157,7 +169,7 @@ fn some(all: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::doctor::{State, samples};
-    use crate::host::checkup::{Owner, User};
+    use crate::host::checkup::User;
 
     fn refused(mend: Option<&str>) -> Refused {
         Refused { why: "it is broken".to_owned(), mend: mend.map(str::to_owned) }
@@ -192,6 +204,11 @@ mod tests {
             owner: Some(Owner { user: user(owner), group: user(group), mode }),
             unreadable: None,
             folders: 1,
+            below: vec![],
+        };
+        let below = |owner, group, mode| {
+            let inside = owned(owner, group, mode).owner.unwrap();
+            Folder { below: vec![(inside, "/m/web.yaml".into(), 3)], ..owned(0, 0, 0o755) }
         };
         for (folder, state) in [
             (owned(0, 0, 0o755), State::Ok),
@@ -200,11 +217,17 @@ mod tests {
             (owned(0, 0, 0o777), State::Failure),
             (owned(33, 33, 0o755), State::Warning),
             (Folder { unreadable: Some("EACCES".to_owned()), ..owned(0, 0, 0o700) }, State::Failure),
-            (Folder { owner: None, unreadable: None, folders: 0 }, State::Failure),
+            (Folder { owner: None, ..owned(0, 0, 0o700) }, State::Failure),
+            (below(0, 0, 0o644), State::Ok),
+            (below(0, 0, 0o666), State::Failure),
+            (below(0, 100, 0o664), State::Warning),
+            (below(33, 33, 0o644), State::Warning),
         ] {
             let finding = folders(&[("/m".into(), folder.clone())], 0);
             assert_eq!(finding.state, state, "{folder:?}");
         }
+        let told = folders(&[("/m".into(), below(0, 0, 0o666))], 0).found;
+        assert!(told.contains("/m/web.yaml and 2 more (0666)"), "{told}");
         assert_eq!(folders(&[], 0).state, State::Skipped);
     }
 

@@ -67,7 +67,7 @@ pub(crate) fn subject() -> Subject {
         host: host(),
         state: Ok(state()),
         daemon: Daemon::Answers { version: "0.1.0".to_owned(), pid: 7, open_files: Some(524_288) },
-        folders: vec![("/etc/stead/manifests".into(), Folder { owner, unreadable: None, folders: 1 })],
+        folders: vec![("/etc/stead/manifests".into(), Folder { owner, unreadable: None, folders: 1, below: vec![] })],
         unsynced: vec![],
         manifests: Some(Manifests { vms: 2, bridges: [("br0".to_owned(), 2)].into(), ..Manifests::default() }),
         bridges: BTreeMap::from([("br0".to_owned(), Some(bridge))]),

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::desired::{Desired, SourceName};
 use crate::host::checkup::{Bridge, Checkup, Folder, Room};
 use crate::names::VmName;
-use crate::spec::{DiskMode, VmmChoice};
+use crate::spec::{DiskMode, VmSpec, VmmChoice};
 
 /// Everything that was looked at.
 #[derive(Debug, Clone)]
@@ -61,6 +61,27 @@ pub struct StateLook {
     pub latest: Option<Timestamp>,
     /// The room on its filesystem, or why that is not known.
     pub room: Option<Result<Room, String>>,
+    /// What VMs hold of what they need.
+    pub held: Needs,
+}
+
+/// What VMs need of what a host has a limited number of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Threads of their VMMs.
+    pub threads: u64,
+    /// Loop devices that their disks need at most.
+    pub loops: u64,
+}
+
+impl Needs {
+    /// Adds those of one VM.
+    pub fn add(&mut self, spec: &VmSpec) {
+        self.threads += u64::from(spec.cpus) + THREADS_A_VMM;
+        // One over the image, which VMs share at best, and one over what is written.
+        let snapshots = spec.disks.iter().filter(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file());
+        self.loops += 2 * snapshots.count() as u64;
+    }
 }
 
 /// The stead that runs on this state.
@@ -95,8 +116,8 @@ pub struct Manifests {
     pub incomplete: Vec<String>,
     /// VMs that can be read.
     pub vms: usize,
-    /// Threads that their VMMs have.
-    pub threads: u64,
+    /// What they need in all.
+    pub needs: Needs,
     /// One that asks for Firecracker.
     pub firecracker: Option<VmName>,
     /// One that asks for QEMU.
@@ -105,8 +126,6 @@ pub struct Manifests {
     pub either: Option<VmName>,
     /// One with a snapshot disk that may run on Firecracker, which has no other way to make them.
     pub snapshot: Option<(VmName, VmmChoice)>,
-    /// Loop devices that their disks need at most.
-    pub loops: u64,
     /// One with a network interface.
     pub interface: Option<VmName>,
     /// How many interfaces join each bridge.
@@ -130,17 +149,15 @@ impl Manifests {
             let Some(vm) = declarations.iter().find_map(|declaration| declaration.vm.as_ref().ok()) else { continue };
             let spec = &vm.spec;
             all.vms += 1;
-            all.threads += u64::from(spec.cpus) + THREADS_A_VMM;
+            all.needs.add(spec);
             let asks = match spec.vmm {
                 VmmChoice::Firecracker => &mut all.firecracker,
                 VmmChoice::Qemu => &mut all.qemu,
                 VmmChoice::Auto => &mut all.either,
             };
             asks.get_or_insert_with(|| name.clone());
-            let snapshots = spec.disks.iter().filter(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file());
-            // One over the image, which VMs share at best, and one over what is written.
-            all.loops += 2 * snapshots.clone().count() as u64;
-            if spec.vmm != VmmChoice::Qemu && snapshots.count() > 0 {
+            let mut disks = spec.disks.iter();
+            if spec.vmm != VmmChoice::Qemu && disks.any(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file()) {
                 let is_worse = matches!(all.snapshot, None | Some((_, VmmChoice::Auto)));
                 if is_worse {
                     all.snapshot = Some((name.clone(), spec.vmm));
@@ -199,7 +216,7 @@ spec: {vmm: qemu, memory: 64Mi}
         let read = crate::desired::load::validate_text(source, std::path::Path::new("x.yaml"), text);
         let needs = Manifests::of(&read.desired);
         let name = |text: &str| text.parse::<VmName>().ok();
-        assert_eq!((needs.vms, needs.threads, needs.loops, needs.problems.len()), (2, 2 + 4 + 1 + 4, 4, 1));
+        assert_eq!((needs.vms, needs.needs.threads, needs.needs.loops, needs.problems.len()), (2, 2 + 4 + 1 + 4, 4, 1));
         assert_eq!((needs.either, needs.firecracker, needs.qemu), (name("a"), name("b"), None));
         assert_eq!(needs.snapshot, Some((name("b").unwrap(), VmmChoice::Firecracker)));
         assert_eq!((needs.interface, needs.bridges["br0"]), (name("a"), 2));

@@ -170,4 +170,6 @@ pub struct Folder {
     pub unreadable: Option<String>,
     /// It and the folders in it: each takes a watch.
     pub folders: u64,
+    /// Whose the files and folders in it are, as far as that differs: each with one of them, and how many there are.
+    pub below: Vec<(Owner, PathBuf, u64)>,
 }

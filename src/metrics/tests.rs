@@ -48,6 +48,39 @@ fn a_vm_is_counted_once_by_what_it_is_now() {
     assert_eq!(value(&page, "stead_vm_restarts_total"), "2", "a counter goes down for nothing");
 }
 
+/// The status of another VM that is so.
+fn status_of(name: &str, phase: VmPhase, degraded: bool) -> Status {
+    let calm = plan(vec![], vec![]);
+    let mut status = Status { name: name.parse().unwrap(), phase, ..status(0, &calm) };
+    for condition in status.conditions.iter_mut().filter(|condition| condition.kind == ConditionType::Degraded) {
+        condition.status = if degraded { ConditionStatus::True } else { ConditionStatus::False };
+    }
+    status
+}
+
+#[test]
+fn each_vm_has_one_word_and_the_line_is_told_when_it_may_differ() {
+    let (metrics, vms) = (Metrics::default(), VmTallies::default());
+    let calm = plan(vec![], vec![]);
+    assert_eq!(metrics.take_line(), None);
+    let all = [
+        status_of("a", VmPhase::Running, false),
+        status_of("b", VmPhase::BackingOff, true),
+        status_of("c", VmPhase::Running, false),
+        status_of("d", VmPhase::BackingOff, false),
+        status_of("e", VmPhase::Stopped, false),
+    ];
+    all.iter().for_each(|status| metrics.vm(&vms, status, &calm));
+    assert_eq!(metrics.take_line().as_deref(), Some("2 running, 1 degraded, 1 stopped, 1 backing off"));
+    all.iter().for_each(|status| metrics.vm(&vms, status, &calm));
+    assert_eq!(metrics.take_line(), None, "the same again is no news");
+    metrics.forget(&vms, &all[1].name);
+    metrics.vm(&vms, &status_of("a", VmPhase::Unhealthy, true), &calm);
+    assert_eq!(metrics.take_line().as_deref(), Some("1 running, 1 degraded, 1 stopped, 1 backing off"));
+    all.iter().for_each(|status| metrics.forget(&vms, &status.name));
+    assert_eq!(metrics.take_line().as_deref(), Some("no VMs"));
+}
+
 #[test]
 fn passes_fall_into_buckets_that_add_up() {
     let metrics = Metrics::default();

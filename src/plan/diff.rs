@@ -15,6 +15,9 @@ use crate::spec::{DiskMode, PowerState, RestartPolicy, UpdatePolicy, Vm, VmSpec,
 use crate::state::{ExitStatus, Handles, Ledger, Phase};
 use crate::time::Now;
 
+/// What a note begins with that tells of a broken manifest of a VM which had a good one.
+pub const LAST_GOOD: &str = "its manifest is invalid, so its last good spec stays in force";
+
 /// The grace of a VM whose spec nobody knows, in seconds: the manifest's default.
 const UNKNOWN_SPEC_GRACE: u32 = 10;
 
@@ -104,9 +107,7 @@ impl Context<'_> {
         match (&chosen.vm, &observed.ledger.accepted) {
             (Ok(vm), _) => Wanted::Vm { vm: Arc::clone(vm), origin: chosen.origin.clone() },
             (Err(problems), Some(accepted)) => {
-                plan.notes.extend(problems.iter().map(|problem| {
-                    format!("its manifest is invalid, so its last good spec stays in force: {}", problem.one_line())
-                }));
+                plan.notes.extend(problems.iter().map(|problem| format!("{LAST_GOOD}: {}", problem.one_line())));
                 Wanted::Vm { vm: Arc::clone(&accepted.vm), origin: accepted.origin.clone() }
             }
             (Err(problems), None) => {

@@ -16,7 +16,7 @@ pub mod show;
 mod words;
 
 pub use action::{Action, AllowPrune, Hold, PersistReason, Plan, Preparation, TeardownReason, VmPlan};
-pub use diff::Context;
+pub use diff::{Context, LAST_GOOD};
 
 use std::cell::LazyCell;
 use std::collections::BTreeMap;

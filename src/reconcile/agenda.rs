@@ -59,6 +59,8 @@ pub struct Agenda {
     pub unseen: BTreeSet<VmName>,
     /// VMs whose turn began while there were such.
     pub ahead: BTreeSet<VmName>,
+    /// VMs that have no turn now, since something of theirs is being freed by a call that hangs.
+    pub out_of_reach: BTreeSet<VmName>,
     /// Who waits for a turn, and who has it.
     pub wakeups: Wakeups,
 }
@@ -110,6 +112,7 @@ impl Agenda {
             under_way: BTreeMap::new(),
             unseen: BTreeSet::new(),
             ahead: BTreeSet::new(),
+            out_of_reach: BTreeSet::new(),
             wakeups: Wakeups::default(),
         }
     }
@@ -240,7 +243,11 @@ impl Agenda {
 
     /// What the gates say of every VM that the last listing does not declare.
     pub fn verdicts(&self, gates: &GateState, now: &Now) -> gates::Verdicts {
-        let is_stuck = |name: &VmName| self.wakeups.is_overdue(name);
+        self.verdicts_by(&self.absences, gates, now)
+    }
+
+    fn verdicts_by(&self, absences: &Absences, gates: &GateState, now: &Now) -> gates::Verdicts {
+        let is_stuck = |name: &VmName| self.wakeups.is_overdue(name) || self.out_of_reach.contains(name);
         let stuck = |name: &&VmName| is_stuck(name) && !self.desired.vms.contains_key(*name);
         let unseen = gates::Unseen {
             soon: self.unseen.iter().any(|name| !is_stuck(name)),
@@ -248,7 +255,14 @@ impl Agenda {
         };
         let (undeclared, applied) = (self.sightings.observed_undeclared(), self.sightings.applied());
         let population = gates::Population { undeclared, applied, unseen };
-        gates::decide(&self.desired, population, gates, &self.absences, &self.policy, self.allow, now)
+        gates::decide(&self.desired, population, gates, absences, &self.policy, self.allow, now)
+    }
+
+    /// The digest of the deletions that the cap will hold back once VMs have been absent for long enough, as `stead plan` shows
+    /// it before that.
+    pub fn digest_to_come(&self, gates: &GateState, now: &Now) -> Option<String> {
+        let absences = Absences::long_past(self.sightings.undeclared().iter(), now);
+        self.verdicts_by(&absences, gates, now).digest
     }
 
     /// Takes in how a turn ended at `at`, and when the VM is to be looked at again.
@@ -380,7 +394,18 @@ mod tests {
             assert!(!agenda.wants_listing(name, &now(20)));
             agenda.first_look(observed);
             left -= 1;
+            let to_come = agenda.digest_to_come(&gates, &now(21));
+            assert_eq!(agenda.verdicts(&gates, &now(21)).digest, None, "they wait");
+            // One that cannot be looked at counts as gone, and is not waited for.
+            for out_of_reach in &names {
+                agenda.out_of_reach.insert(out_of_reach.clone());
+            }
+            let verdict = agenda.verdicts(&gates, &now(100)).of(name).cloned().unwrap();
+            assert!(matches!(verdict, gates::Verdict::Hold(Hold::PruneCap { deletions: 5, of: 5 })), "{verdict:?}");
+            agenda.out_of_reach.clear();
             let verdicts = agenda.verdicts(&gates, &now(100));
+            assert_eq!(verdicts.digest, to_come, "what is shown before can be approved");
+            assert_eq!(verdicts.digest.is_some(), left == 0);
             let verdict = verdicts.of(&names.iter().next().unwrap().clone()).unwrap();
             let is_right = match verdict {
                 gates::Verdict::Hold(Hold::PruneDelay(_)) => left > 0,

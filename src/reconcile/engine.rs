@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::agenda::{Agenda, Report};
 use super::passes::{Depth, Passes};
 use super::telling::Commits;
-use super::upkeep::{self, Scope, Upkeep};
+use super::upkeep::{self, Glanced, Scope, Upkeep};
 use super::worker::{self, Shared, Turn};
 use super::{Outcome, Progress, ReconcileError, Stead, at, requests};
 use crate::control::{Reply, Request};
@@ -29,6 +29,9 @@ use crate::wakeups::{OVERDUE, Reason};
 
 /// How soon a VM is looked at again of which something is being freed by a call that hangs.
 const STUCK_POLL: Duration = Duration::from_secs(5);
+
+/// How long the last lines of the audit log may take to be written.
+const REST_BOUND: Duration = Duration::from_secs(5);
 
 /// So many short turns at once keep a CPU busy: one waits for the disk while another computes.
 const TURNS_A_CPU: usize = 2;
@@ -190,7 +193,7 @@ impl Engine {
 
     /// In one line, how the VMs are; if it may differ from the last one.
     pub(super) fn news(&self) -> Option<String> {
-        worker::lock(&self.shared.tally).take_change()
+        self.shared.memory.metrics.take_line()
     }
 
     fn recorded(&self) -> Result<BTreeSet<VmName>, ReconcileError> {
@@ -202,7 +205,8 @@ impl Engine {
         self.next_place = None;
         // Also while nobody is free: a deadline that stayed past would wake the loop again and again.
         self.agenda.wakeups.promote(Instant::now());
-        self.upkeep.promote(&self.shared);
+        let glanced = self.upkeep.promote(&self.shared);
+        self.take_in_glance(glanced);
         self.see_who_is_stuck();
         if let Some((depth, took)) = self.passes.tell(self.shared.stead.host.looks()) {
             self.shared.memory.metrics.pass(depth.word(), took, self.stead().host.now().wall);
@@ -212,7 +216,8 @@ impl Engine {
             }
         }
         if self.passes.begin_glance() {
-            self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+            let glanced = self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+            self.take_in_glance(glanced);
         }
         if !self.upkeep.lets_turns_begin(self.agenda.wakeups.working(), &self.shared) {
             return;
@@ -230,8 +235,12 @@ impl Engine {
             if self.is_being_freed(&name) {
                 self.agenda.wakeups.finish(&name);
                 self.agenda.wakeups.wake_at(&name, Instant::now() + STUCK_POLL);
+                // Turns begin beside it only when it is overdue: nobody waits for this VM either.
+                self.passes.end_turn(&name, 0);
+                self.agenda.out_of_reach.insert(name);
                 continue;
             }
+            self.agenda.out_of_reach.remove(&name);
             self.shared.memory.metrics.wakeup(&reasons);
             let verdict = self.verdict_for(&name);
             self.look_at_images(&name);
@@ -357,12 +366,7 @@ impl Engine {
                 let ended = ended.map_err(ReconcileError::Worker)?;
                 let upkeep::News { freed, glance } = self.upkeep.take_in(ended, &self.shared);
                 self.changes += freed;
-                if let Some((took, changed)) = glance {
-                    for name in &changed {
-                        self.agenda.wake(name, Reason::Resync);
-                    }
-                    self.passes.end_glance(took, changed);
-                }
+                self.take_in_glance(glance);
             }
             // Nobody waits for a moment on behalf of who has gone away, and no turn waits for that.
             Event::GaveUp => self.forget_gone(),
@@ -374,6 +378,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Those that a glance found changed are looked at.
+    fn take_in_glance(&mut self, glanced: Option<Glanced>) {
+        let Some((took, changed)) = glanced else { return };
+        for name in &changed {
+            self.agenda.wake(name, Reason::Resync);
+        }
+        self.passes.end_glance(took, changed);
     }
 
     /// Those who wait to be started, as far as there is a place for them.
@@ -392,7 +405,13 @@ impl Engine {
                 self.agenda.wakeups.wake(&name, Reason::Request);
             }
             Request::Approve { digest } => {
-                let held = self.verdicts().digest;
+                let mut held = self.verdicts().digest;
+                if held.as_deref() != Some(digest.as_str()) {
+                    // A plan that was made just now goes by manifests that were not listed here yet, and does not wait until a
+                    // VM has been absent for long enough. An approval is for exactly these deletions, whenever they are due.
+                    self.list_again();
+                    held = self.agenda.digest_to_come(&self.gates(), &self.stead().host.now());
+                }
                 let mut gates = worker::lock(&self.shared.gates);
                 let answer = requests::approve(&self.shared.stead, &mut gates, held.as_deref(), &digest);
                 drop(gates);
@@ -470,6 +489,20 @@ impl Engine {
             let time = since.elapsed();
             tracing::warn!(vm = %name, "left as it is: a call to the host has hung for {time:.0?}; the next stead goes on");
         }
+    }
+
+    /// Writes down what was left out as the same again: nobody will know of it later. A disk that hangs keeps no stead from
+    /// ending.
+    pub(super) async fn record_the_rest(&self) {
+        let rest = worker::lock(&self.shared.memory.repeats).rest();
+        if rest.is_empty() {
+            return;
+        }
+        let (shared, mut jobs) = (Arc::clone(&self.shared), JoinSet::new());
+        worker::begin(&mut jobs, self.stead().host.as_ref(), move || {
+            rest.iter().for_each(|entry| shared.memory.write_down(&shared.stead, entry));
+        });
+        let _ = tokio::time::timeout(REST_BOUND, jobs.join_next()).await;
     }
 
     /// What the pass came to.

@@ -298,7 +298,10 @@ fn named(stead: &Stead, request: &Request) -> Result<Number, Reply> {
 fn answer(source: &str, told: &Result<String, String>) -> Reply {
     match told {
         Ok(what) => requests::accepted(format!("{source}: {what}")),
-        Err(why) => requests::refused(format!("{source}: {why}")),
+        Err(why) => Reply::Refused {
+            message: format!("{source}: {why}"),
+            hint: Some(format!("`stead sources {source}` tells what is in force, and why it is not followed")),
+        },
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) struct Step {
     reason: Reason,
     digest: String,
     source: Option<Source>,
+    /// Whether the VM has failed time after time: what is done to it is the same again then.
+    is_repeated: bool,
     began: Instant,
 }
 
@@ -58,7 +60,8 @@ impl<'a> Telling<'a> {
             Source::of(origin, commit)
         });
         let (reason, digest) = (action.event_reason(), plan.digest(self.name));
-        Step { action: action.kind(), reason, digest, source, began: Instant::now() }
+        let is_repeated = observed.ledger.backoff.as_ref().is_some_and(|backoff| backoff.failures > 1);
+        Step { action: action.kind(), reason, digest, source, is_repeated, began: Instant::now() }
     }
 
     /// The declaration that an action follows from: of a VM that none declares any more, the one that did.
@@ -103,13 +106,13 @@ impl<'a> Telling<'a> {
         } else {
             tracing::info!(%vm, action, %reason, outcome, duration_micros, plan_digest, origin, commit, "{message}");
         }
-        self.tell(entry);
+        self.tell(entry, step.is_repeated);
     }
 
     /// Something keeps it from being as declared.
     pub(super) fn held(&mut self, hold: &str) {
         tracing::warn!(vm = %self.name, reason = %Reason::Held, "held: {hold}");
-        self.tell(self.entry(EventType::Warning, Reason::Held, hold));
+        self.tell(self.entry(EventType::Warning, Reason::Held, hold), false);
     }
 
     /// Nothing does any more.
@@ -122,8 +125,13 @@ impl<'a> Telling<'a> {
         Entry { vm: Some(self.name.clone()), ..Entry::new(now, kind, reason, message) }
     }
 
-    fn tell(&mut self, entry: Entry) {
-        self.shared.memory.record(&self.shared.stead, &entry);
+    fn tell(&mut self, entry: Entry, is_repeated: bool) {
+        let Shared { memory, stead, .. } = self.shared;
+        if is_repeated {
+            memory.record_again(stead, &entry);
+        } else {
+            memory.record(stead, &entry);
+        }
         let Entry { kind, reason, message, .. } = entry;
         self.events.push(NewEvent { kind, reason, message });
     }

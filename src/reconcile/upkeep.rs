@@ -28,8 +28,12 @@ use crate::wakeups::OVERDUE;
 pub(super) struct Upkeep {
     jobs: JoinSet<Ended>,
     under_way: UnderWay,
-    /// When what is being freed will have taken too long for others to wait for.
+    /// When what is under way will have taken too long for others to wait for.
     overdue: Option<Instant>,
+    /// Whether it has: nobody waits for it any more, and nothing is begun beside it.
+    hangs: bool,
+    /// The VMs at rest that a glance is made at now, where one is.
+    glanced_at: Option<BTreeSet<VmName>>,
     /// The survey that is made once nothing else is under way.
     next_survey: Option<Scope>,
     /// Whether there is something to free.
@@ -82,38 +86,75 @@ pub(super) struct News {
     pub(super) glance: Option<Glanced>,
 }
 
+impl Scope {
+    /// The VMs that nobody looks at if the glance at them is not made.
+    fn at_rest(&self) -> Option<BTreeSet<VmName>> {
+        match self {
+            Self::Orphans => None,
+            Self::Glance(known) => Some(at_rest(known)),
+        }
+    }
+}
+
+impl UnderWay {
+    /// What hangs, when it does.
+    fn what_hangs(&self) -> &'static str {
+        match self {
+            Self::Nothing | Self::Survey => "a call that looks for orphans or empties the trash",
+            Self::Freeing => "a call that frees an orphan",
+        }
+    }
+}
+
 impl Upkeep {
-    /// Looks for what has changed by itself, and empties the trash of what is past its time.
-    pub(super) fn survey(&mut self, shared: &Arc<Shared>, scope: Scope) {
+    /// Looks for what has changed by itself, and empties the trash of what is past its time. Where that has to wait for what
+    /// hangs, no glance is made: each VM at rest is to be looked at instead.
+    pub(super) fn survey(&mut self, shared: &Arc<Shared>, scope: Scope) -> Option<Glanced> {
+        if self.hangs
+            && let Some(at_rest) = scope.at_rest()
+        {
+            return Some((Duration::ZERO, at_rest));
+        }
         if self.under_way != UnderWay::Nothing {
             // One that glances looks for orphans too.
             if self.next_survey.is_none() || matches!(scope, Scope::Glance(_)) {
                 self.next_survey = Some(scope);
             }
-            return;
+            return None;
         }
         self.under_way = UnderWay::Survey;
+        self.overdue = Some(Instant::now() + OVERDUE);
+        self.glanced_at = scope.at_rest();
         self.next = None;
         let (shared, host) = (Arc::clone(shared), &*shared.stead.host);
         worker::begin(&mut self.jobs, host, move || {
             collect::empty_trash(&shared.stead, &shared.memory);
+            shared.memory.record_what_is_over(&shared.stead);
             Ended::Surveyed(match scope {
                 Scope::Glance(known) => glance(&shared, &known),
                 Scope::Orphans => Surveyed { glance: None, orphans: collect::survey(&shared.stead, &shared.memory) },
             })
         });
+        None
     }
 
     /// Frees what is due, because somebody asked for it.
     pub(super) fn ask(&mut self, reply: oneshot::Sender<Reply>) {
         self.asked.push(reply);
+        if self.hangs {
+            return self.refuse_for_what_hangs();
+        }
         self.is_due = true;
+    }
+
+    fn refuse_for_what_hangs(&mut self) {
+        self.refuse(&format!("{} hangs; ask again when that is over", self.under_way.what_hangs()));
     }
 
     /// Whether turns may begin now; begins to free what is due if nobody works.
     pub(super) fn lets_turns_begin(&mut self, working: usize, shared: &Arc<Shared>) -> bool {
         if self.under_way == UnderWay::Freeing {
-            return self.overdue.is_none();
+            return self.hangs;
         }
         if self.is_due && working == 0 && self.under_way == UnderWay::Nothing {
             self.is_due = false;
@@ -137,20 +178,28 @@ impl Upkeep {
         self.answer(&requests::refused(why));
     }
 
-    /// Begins what has come due.
-    pub(super) fn promote(&mut self, shared: &Arc<Shared>) {
+    /// Begins what has come due, and lets nobody wait any longer for what hangs: a glance that does gives every VM at rest.
+    pub(super) fn promote(&mut self, shared: &Arc<Shared>) -> Option<Glanced> {
         if self.next.is_some_and(|next| next <= Instant::now()) {
             // Also while one is under way: a deadline that stayed past would wake the loop again and again.
             self.next = None;
             self.survey(shared, Scope::Orphans);
         }
-        if self.overdue.is_some_and(|overdue| overdue <= Instant::now()) {
-            // What it is freeing in this moment is the last, and the VMs that this is of are left alone until it is done.
-            self.overdue = None;
-            shared.memory.freeing.abandon();
-            tracing::warn!("a call that frees an orphan has hung for {OVERDUE:?}; the VMs go on without it");
-            self.refuse("a call that frees an orphan hangs; ask again when that is over");
+        if self.overdue.is_none_or(|overdue| overdue > Instant::now()) {
+            return None;
         }
+        self.overdue = None;
+        self.hangs = true;
+        if self.under_way == UnderWay::Freeing {
+            // What it is freeing in this moment is the last, and the VMs that this is of are left alone until it is done.
+            shared.memory.freeing.abandon();
+        }
+        tracing::warn!("{} has hung for {OVERDUE:?}; the VMs go on without it", self.under_way.what_hangs());
+        self.refuse_for_what_hangs();
+        let waiting = self.next_survey.take_if(|scope| matches!(scope, Scope::Glance(_)));
+        // The one that waits is of a later pass, and knows better who is at rest.
+        let at_rest = waiting.and_then(|scope| scope.at_rest()).or(self.glanced_at.take());
+        Some((OVERDUE, at_rest?))
     }
 
     /// Whether a one-shot pass has to wait for it.
@@ -186,6 +235,8 @@ impl Upkeep {
                 return News::default();
             }
             Ended::Surveyed(Surveyed { glance, orphans }) => {
+                // Of one that hung, nobody waits for what it saw: the VMs were looked at since.
+                let glance = glance.filter(|_| !self.hangs);
                 self.has_ended();
                 self.take_in_survey(orphans, shared);
                 News { freed: 0, glance }
@@ -204,6 +255,10 @@ impl Upkeep {
     fn has_ended(&mut self) {
         self.under_way = UnderWay::Nothing;
         self.overdue = None;
+        self.glanced_at = None;
+        if std::mem::take(&mut self.hangs) {
+            tracing::info!("the call that hung has returned");
+        }
     }
 
     fn take_in_survey(&mut self, orphans: io::Result<Vec<Orphan>>, shared: &Arc<Shared>) {
@@ -261,8 +316,7 @@ fn glance(shared: &Shared, known: &[Known]) -> Surveyed {
     let took = began.elapsed();
     let glance = glance.unwrap_or_else(|error| {
         tracing::warn!("a glance at the host: {error}; each VM is looked at instead");
-        let at_rest = known.iter().filter(|known| known.at_rest).map(|known| known.name.clone());
-        Glance { changed: at_rest.collect(), has_unaccounted: true }
+        Glance { changed: at_rest(known), has_unaccounted: true }
     });
     let orphans = if glance.has_unaccounted {
         collect::survey(&shared.stead, &shared.memory)
@@ -270,6 +324,10 @@ fn glance(shared: &Shared, known: &[Known]) -> Surveyed {
         collect::remember(&shared.stead, &[]).map(|()| Vec::new())
     };
     Surveyed { glance: Some((took, glance.changed)), orphans }
+}
+
+fn at_rest(known: &[Known]) -> BTreeSet<VmName> {
+    known.iter().filter(|known| known.at_rest).map(|known| known.name.clone()).collect()
 }
 
 /// Comes when one of those who wait for a reply has gone away; never while none has.

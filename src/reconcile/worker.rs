@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::agenda::{Report, UNKNOWN_POLL, is_forgotten, wake_after};
 use super::starts::StartLimit;
-use super::tally::Tally;
 use super::telling::{Commits, Telling};
 use super::{Memory, Progress, Stead, requests};
 use crate::act::{Actor, Outcome, Wake};
@@ -40,7 +39,6 @@ pub(super) struct Shared {
     pub(super) scan: ProcessScan,
     pub(super) gates: Mutex<GateState>,
     pub(super) starts: Mutex<StartLimit>,
-    pub(super) tally: Mutex<Tally>,
     /// The process of each VM whose end is watched.
     watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
     exits: mpsc::UnboundedSender<VmName>,
@@ -106,7 +104,6 @@ impl Shared {
         Self {
             stead,
             starts,
-            tally: Mutex::default(),
             memory: Memory::new(wake),
             scan: ProcessScan::default(),
             gates: Mutex::new(gates),
@@ -320,7 +317,6 @@ impl Shared {
         let metrics = &self.memory.metrics;
         if is_forgotten(observed, &report.plan) {
             metrics.forget(&self.memory.tallies, name);
-            lock(&self.tally).set(name, None);
             // One is left where the last step of a deletion was done and yet failed.
             if previous.is_some()
                 && let Err(error) = self.stead.host.remove_file(&path, false)
@@ -341,7 +337,6 @@ impl Shared {
         let now = self.stead.host.now();
         let status = status::compute(previous, &input, events, &now);
         metrics.vm(&self.memory.tallies, &status, &report.plan);
-        lock(&self.tally).set(name, Some(&status));
         if previous != Some(&status) {
             let folder = self.stead.layout.vm_dir(name);
             let write = || {

@@ -18,6 +18,7 @@ pub struct NewEvent {
     pub message: String,
 }
 
+#[cfg(test)]
 impl NewEvent {
     /// Something that is as it should be.
     pub fn normal(reason: &str, message: impl Into<String>) -> Self {

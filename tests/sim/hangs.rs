@@ -334,3 +334,43 @@ fn who_gives_up_waiting_for_a_moment_in_which_nobody_works_keeps_no_turn_from_be
         assert_eq!(bed.machine.lives_of_vms().len(), VMS + 1, "{line}");
     }
 }
+
+/// The look for orphans, with the glance at VMs at rest that belongs to it.
+#[test]
+fn a_survey_that_hangs_delays_no_turn_and_no_pass_and_gc_says_so() {
+    let begin = || {
+        let bed = Bed::new(0);
+        bed.apply("vm0.yaml", &vm(&bed, "vm0", "  networkInterfaces: [{name: eth0, bridge: br0}]\n"));
+        bed.converge("it runs");
+        let uid = bed.layout.uid(&"other".parse().unwrap());
+        let layer = stead::names::DmLayer::Snapshot;
+        bed.machine.make_half_dm("orphan", &uid.dm_uuid(&bed.layout.state_id, &"root".parse().unwrap(), layer));
+        bed
+    };
+    let is_survey = |effect: &Effect| effect.on.ends_with("orphans.json");
+    let at = begin().pass(&Faults::default()).effects.iter().position(is_survey).unwrap();
+    let bed = begin();
+    let (end, lives) = (bed.end_state(), bed.machine.lives_of_vms());
+    let ((), effect) = live(&bed, at + 1, 1, async |stead, host| {
+        daemon(stead, async {
+            assert!(until(BOUND, || host.hung().is_some()).await);
+            let reply = ask(&bed, Request::Gc).await;
+            assert!(matches!(&reply, Reply::Refused { message, .. } if message.contains("hangs")), "{reply:?}");
+            bed.apply("new.yaml", &vm(&bed, "new", ""));
+            assert!(until(BOUND, || bed.machine.lives_of_vms().len() == 2).await, "a turn waits");
+            bed.remove("new.yaml");
+            assert!(until(BOUND, || bed.machine.lives_of_vms() == lives && bed.end_state().is_superset(&end)).await);
+            bed.machine.unplug_taps();
+            assert!(!bed.end_state().is_superset(&end), "it shows");
+            let is_mended = || bed.end_state().is_superset(&end);
+            assert!(until(BOUND, is_mended).await, "the next quick pass does not look at a VM at rest");
+            host.let_go();
+            until(Duration::from_secs(5), || false).await;
+            let reply = ask(&bed, Request::Gc).await;
+            assert!(matches!(&reply, Reply::Collected { .. }), "{reply:?}");
+        })
+        .await;
+    });
+    assert!(effect.is_some_and(|effect| is_survey(&effect)));
+    bed.no_rule_is_broken("a survey that hung");
+}

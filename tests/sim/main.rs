@@ -13,4 +13,5 @@ mod parallel;
 mod races;
 mod records;
 mod sources;
+mod telling;
 mod writing;

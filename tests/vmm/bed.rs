@@ -174,16 +174,28 @@ impl Host {
     /// The same where this socket stands in the journal's place, in a mount namespace of its own, and with its log as the stream to
     /// the journal or not.
     pub fn start_daemon_with_journal(&mut self, journal: &Path, is_stream: bool) {
+        let command = self.command_with_journal(journal, is_stream, &["run"]);
+        self.start_as_daemon(command);
+        wait("the control socket", || self.control_socket());
+    }
+
+    /// A pass with the journal, as a timer makes it.
+    pub fn once_with_journal(&mut self, journal: &Path) {
+        let mut command = self.command_with_journal(journal, true, &["reconcile", "--once"]);
+        let log = fs::OpenOptions::new().append(true).open(self.log_path()).unwrap();
+        assert!(command.stdout(log.try_clone().unwrap()).stderr(log).status().unwrap().success(), "{}", self.log());
+    }
+
+    fn command_with_journal(&self, journal: &Path, is_stream: bool, args: &[&str]) -> Command {
         let mut command = self.command("unshare");
         let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && touch /run/systemd/journal/socket && \
-                      mount --bind $1 /run/systemd/journal/socket && exec $0 run";
-        command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_stead")]).arg(journal);
+                      mount --bind $1 /run/systemd/journal/socket && shift && exec $0 $@";
+        command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_stead")]).arg(journal).args(args);
         fs::File::create(self.log_path()).unwrap();
         let log = fs::metadata(self.log_path()).unwrap();
         let inode = if is_stream { log.ino() } else { log.ino() + 1 };
         command.env("JOURNAL_STREAM", format!("{}:{inode}", log.dev()));
-        self.start_as_daemon(command);
-        wait("the control socket", || self.control_socket());
+        command
     }
 
     fn start_as_daemon(&mut self, mut command: Command) {

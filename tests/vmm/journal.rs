@@ -26,6 +26,34 @@ fn fields(mut bytes: &[u8]) -> BTreeMap<String, String> {
     fields
 }
 
+/// The entry that tells of a start.
+fn start_of_web(journal: &UnixDatagram) -> BTreeMap<String, String> {
+    let mut entry = vec![0; 64 << 10];
+    let mut seen = Vec::new();
+    loop {
+        let length = journal.recv(&mut entry).unwrap_or_else(|error| panic!("{error} after {seen:#?}"));
+        let entry = fields(&entry[..length]);
+        if entry.get("ACTION").is_some_and(|action| action == "start") {
+            return entry;
+        }
+        seen.push(entry);
+    }
+}
+
+#[test]
+fn a_pass_of_a_timer_tells_the_journal_as_the_daemon_does() {
+    let mut host = Host::new();
+    let path = host.root.path().join("journal.sock");
+    let journal = UnixDatagram::bind(&path).unwrap();
+    journal.set_read_timeout(Some(BOUND)).unwrap();
+    host.apply("web.yaml", &manifest("web", Vmm::Firecracker));
+    host.once_with_journal(&path);
+    let started = start_of_web(&journal);
+    assert_eq!((started["VM"].as_str(), started["OUTCOME"].as_str()), ("web", "done"), "{started:#?}");
+    let log = host.log();
+    assert!(log.contains("as declared") && !log.contains("started firecracker"), "nothing is said twice: {log}");
+}
+
 #[test]
 fn lines_go_to_the_journal_with_their_fields_where_standard_error_leads_there() {
     let mut host = Host::new();
@@ -35,16 +63,7 @@ fn lines_go_to_the_journal_with_their_fields_where_standard_error_leads_there() 
     host.start_daemon_with_journal(&path, true);
     host.apply("web.yaml", &manifest("web", Vmm::Firecracker));
     host.running("web");
-    let mut entry = vec![0; 64 << 10];
-    let mut seen = Vec::new();
-    let started = loop {
-        let length = journal.recv(&mut entry).unwrap_or_else(|error| panic!("{error} after {seen:#?}"));
-        let entry = fields(&entry[..length]);
-        if entry.get("ACTION").is_some_and(|action| action == "start") {
-            break entry;
-        }
-        seen.push(entry);
-    };
+    let started = start_of_web(&journal);
     for (field, value) in [
         ("VM", "web"),
         ("REASON", "Starting"),

@@ -68,8 +68,8 @@ impl Feed {
         let (orders, received) = channel();
         let changed = Arc::new(Mutex::new(Changed::default()));
         let watcher = watcher(looker.layout.vms(), Arc::clone(&changed), orders.clone())?;
-        let thread =
-            Thread { looker, watcher, watches: false, changed, events, vms: BTreeMap::new(), watched: Vec::new() };
+        let (watches, watch_again, vms) = (false, Instant::now(), BTreeMap::new());
+        let thread = Thread { looker, watcher, watches, watch_again, changed, events, vms, watched: Vec::new() };
         std::thread::Builder::new()
             .name("look".to_owned())
             .spawn(move || thread.run(&received))
@@ -126,6 +126,8 @@ struct Thread {
     watcher: RecommendedWatcher,
     /// Whether the state was there to be watched.
     watches: bool,
+    /// Not before this moment after that failed: a limit that is met stays so for a while, and the net holds meanwhile.
+    watch_again: Instant,
     changed: Arc<Mutex<Changed>>,
     events: UnboundedSender<Event>,
     /// What was seen last of each VM that is not at rest, or whose VMM lives.
@@ -192,12 +194,15 @@ impl Thread {
     /// Watches the state from the moment it is there; true when that is now.
     fn begins_to_watch(&mut self) -> bool {
         let vms = self.looker.layout.vms();
-        if self.watches || !vms.is_dir() {
+        if self.watches || Instant::now() < self.watch_again || !vms.is_dir() {
             return false;
         }
         match self.watcher.watch(&vms, RecursiveMode::Recursive) {
             Ok(()) => self.watches = true,
-            Err(error) => self.tell(Event::LookFailed(in_full(&CliError::Watch(error)))),
+            Err(error) => {
+                self.watch_again = Instant::now() + NET;
+                self.tell(Event::LookFailed(in_full(&CliError::Watch(error))));
+            }
         }
         self.watches
     }

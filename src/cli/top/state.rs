@@ -42,10 +42,10 @@ pub(super) enum Event {
     Printed(Vec<u8>),
     /// The console cannot be read.
     Unprinted(String),
-    /// What waits for an approval.
-    Held(Result<Held, String>),
-    /// What the running stead said to an approval.
-    Answered(Result<String, String>),
+    /// What waits for an approval, as the preview of this number found.
+    Held(u64, Result<Held, String>),
+    /// What the running stead said to an approval of this digest.
+    Answered(String, Result<String, String>),
 }
 
 /// What is to be done about an event, by whoever has hands.
@@ -53,8 +53,8 @@ pub(super) enum Event {
 pub(super) enum Effect {
     /// Look at this VM.
     Look(VmName),
-    /// See what waits for an approval.
-    Preview,
+    /// See what waits for an approval: the preview of this number.
+    Preview(u64),
     /// Ask the running stead to let these deletions through.
     Approve(String),
     /// Draw everything anew.
@@ -196,6 +196,10 @@ pub(super) struct State {
     pub now: Option<Now>,
     /// Whether the first look has come.
     pub looked: bool,
+    /// The number of the last question what waits for an approval.
+    asked: u64,
+    /// Whether what waits is being looked at: one look at a time, however often somebody asks.
+    is_previewing: bool,
     /// What happened last.
     pub recent: Vec<Recent>,
     /// Something to know, until the next key.
@@ -260,12 +264,9 @@ impl State {
                 }
                 None
             }
-            Event::Held(held) => {
-                self.ask(held);
-                None
-            }
-            Event::Answered(answer) => {
-                if matches!(self.page, Page::Approval(Approval::Sent { .. })) {
+            Event::Held(number, held) => self.ask(number, held),
+            Event::Answered(digest, answer) => {
+                if matches!(&self.page, Page::Approval(Approval::Sent { digest: sent }) if *sent == digest) {
                     self.page = Page::List;
                 }
                 self.said = Some(answer.unwrap_or_else(|why| format!("Not approved: {why}")));
@@ -358,13 +359,26 @@ impl State {
         }
     }
 
-    fn ask(&mut self, held: Result<Held, String>) {
-        if matches!(self.page, Page::Approval(Approval::Looking)) {
-            self.page = Page::Approval(match held {
-                Ok(held) => Approval::Asked { held, scroll: 0, seen: 0 },
-                Err(why) => Approval::Failed(why),
-            });
+    /// Asks about what a preview found. One of an earlier question may be older than what the person has seen since: then what
+    /// waits is looked at anew.
+    fn ask(&mut self, number: u64, held: Result<Held, String>) -> Option<Effect> {
+        self.is_previewing = false;
+        if !matches!(self.page, Page::Approval(Approval::Looking)) {
+            return None;
         }
+        if number != self.asked {
+            return self.preview();
+        }
+        self.page = Page::Approval(match held {
+            Ok(held) => Approval::Asked { held, scroll: 0, seen: 0 },
+            Err(why) => Approval::Failed(why),
+        });
+        None
+    }
+
+    fn preview(&mut self) -> Option<Effect> {
+        let begins = !std::mem::replace(&mut self.is_previewing, true);
+        begins.then_some(Effect::Preview(self.asked))
     }
 
     fn key(&mut self, key: KeyEvent) -> Option<Effect> {
@@ -408,7 +422,8 @@ impl State {
             }
             KeyCode::Char('a') => {
                 self.page = Page::Approval(Approval::Looking);
-                Some(Effect::Preview)
+                self.asked += 1;
+                self.preview()
             }
             code if matches!(self.page, Page::List) => {
                 match code {

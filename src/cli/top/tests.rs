@@ -194,7 +194,7 @@ fn pages_are_readable() {
     state.update(Event::Printed(b"Linux 6.1\r\n\x1b[32m[ OK ]\x1b[0m ready\x07\r\nlogin: ".to_vec()));
     golden("console-80x24", &shown(&state));
     press(&mut state, "\x1ba");
-    state.update(Event::Held(Ok(held(3))));
+    state.update(Event::Held(1, Ok(held(3))));
     golden("approve-80x24", &shown(&state));
     let mut empty = state_of(Views { vms: vec![], now: None }, 80, 24);
     golden("empty-80x24", &shown(&empty));
@@ -213,7 +213,7 @@ fn nothing_breaks_at_any_size_on_any_page() {
                 state.update(Event::Printed("日本語\ttext\n".repeat(30).into_bytes()));
                 shown(&state);
             }
-            state.update(Event::Held(Ok(held(9))));
+            state.update(Event::Held(1, Ok(held(9))));
             press(&mut state, "⇓⇓⇓G");
             shown(&state);
             state.update(Event::Resized(Size { columns: 7, rows: 3 }));
@@ -315,9 +315,9 @@ fn a_share_of_the_cpu_is_of_one_process_and_of_now() {
 #[test]
 fn an_approval_needs_all_of_it_to_be_seen_and_a_y() {
     let mut state = state_of(some(), 80, 24);
-    assert_eq!(press(&mut state, "a"), Some(Effect::Preview));
+    assert_eq!(press(&mut state, "a"), Some(Effect::Preview(1)));
     assert_eq!(press(&mut state, "y"), None, "nothing is known yet");
-    state.update(Event::Held(Ok(held(40))));
+    state.update(Event::Held(1, Ok(held(40))));
     assert_eq!(press(&mut state, "y"), None, "its end was not on the screen");
     assert!(shown(&state).contains("Scroll to the end first"));
     for key in ["\n", " ", "\n", "d", "a"] {
@@ -327,18 +327,36 @@ fn an_approval_needs_all_of_it_to_be_seen_and_a_y() {
     assert!(shown(&state).contains("Digest: 3f9a1c"));
     assert_eq!(press(&mut state, "y"), Some(Effect::Approve("3f9a1c".into())));
     assert_eq!(press(&mut state, "y"), None, "once");
-    state.update(Event::Answered(Ok("approved".into())));
+    state.update(Event::Answered("3f9a1c".into(), Ok("approved".into())));
     assert!(matches!(state.page, Page::List));
     assert!(shown(&state).contains("approved"));
     // No is no, and an answer that comes late is not shown to whoever left.
     press(&mut state, "a");
     press(&mut state, "n");
-    state.update(Event::Held(Ok(held(1))));
+    state.update(Event::Held(2, Ok(held(1))));
     assert!(matches!(state.page, Page::List));
     press(&mut state, "a");
-    state.update(Event::Held(Ok(Held { digest: None, ..held(0) })));
+    state.update(Event::Held(3, Ok(Held { digest: None, ..held(0) })));
     assert_eq!(press(&mut state, "y"), None, "nothing waits");
     assert!(matches!(state.page, Page::Approval(Approval::Asked { .. })));
+}
+
+#[test]
+fn an_earlier_preview_answers_no_later_question_and_there_is_one_at_a_time() {
+    let mut state = state_of(some(), 80, 24);
+    assert_eq!(press(&mut state, "a"), Some(Effect::Preview(1)));
+    for _ in 0..3 {
+        assert_eq!(press(&mut state, "\x1ba"), None, "it is being looked at");
+    }
+    let old = Held { digest: Some("old".into()), ..held(1) };
+    assert_eq!(state.update(Event::Held(1, Ok(old))), Some(Effect::Preview(4)), "what was asked last is looked at");
+    assert_eq!(press(&mut state, "y"), None);
+    state.update(Event::Held(4, Ok(held(1))));
+    assert!(shown(&state).contains("Digest: 3f9a1c"));
+    assert_eq!(press(&mut state, "y"), Some(Effect::Approve("3f9a1c".into())));
+    // Nor does the answer to an earlier approval end this one.
+    state.update(Event::Answered("old".into(), Ok("approved old".into())));
+    assert!(matches!(&state.page, Page::Approval(Approval::Sent { digest }) if digest == "3f9a1c"));
 }
 
 #[test]

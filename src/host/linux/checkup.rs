@@ -223,13 +223,22 @@ pub fn folder(path: &Path) -> Folder {
     let unreadable = fs::read_dir(path).err().map(|error| error.to_string());
     let mut folders = 0;
     let mut left = vec![(path.to_owned(), 0)];
+    // A user's and a group's name are asked for once: there are few kinds, and many files.
+    let mut below: BTreeMap<(u32, u32, u32), (Owner, PathBuf, u64)> = BTreeMap::new();
     while let Some((folder, depth)) = left.pop().filter(|_| folders < FOLDERS_MAX) {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         folders += 1;
-        let below = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        left.extend(below.filter(|_| depth < DEPTH_MAX).map(|entry| (entry.path(), depth + 1)));
+        for entry in entries.flatten() {
+            // Of the entry itself: a link has no mode, and leads where it leads.
+            let Some(metadata) = entry.metadata().ok().filter(|metadata| !metadata.is_symlink()) else { continue };
+            let kind = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
+            below.entry(kind).or_insert_with(|| (self::owner(&metadata), entry.path(), 0)).2 += 1;
+            if metadata.is_dir() && depth < DEPTH_MAX {
+                left.push((entry.path(), depth + 1));
+            }
+        }
     }
-    Folder { owner, unreadable, folders }
+    Folder { owner, unreadable, folders, below: below.into_values().collect() }
 }
 
 /// How many files another process may have open; `None` when that cannot be read. No limit is `u64::MAX`.

@@ -15,7 +15,7 @@ use std::io::{self, PipeWriter, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{kernel_files, programs, spawn};
@@ -31,8 +31,11 @@ pub(super) const HOLDER: &str = "stead.holder";
 const PROPERTIES: [&str; 3] =
     ["Delegate=cpu memory", "TasksMax=infinity", "Before=stead.service stead-reconcile.service"];
 
-/// How long systemd may take for one thing that it is asked for.
+/// How long systemd may take for a scope, however often it is asked, and how long others wait for who asks it: less than
+/// [`crate::wakeups::OVERDUE`], so that no VM's turn counts as stuck because systemd is.
 const TIME: Duration = Duration::from_secs(20);
+/// For so long its failure is everybody's answer: one VM after the other would wait for the same in vain.
+const FRESH: Duration = Duration::from_secs(5);
 /// How often systemd is asked whether it is done.
 const PAUSE: Duration = Duration::from_millis(2);
 /// How often it is tried again where a scope goes just when it was to be joined.
@@ -40,7 +43,19 @@ const TRIES: u32 = 5;
 
 /// The scopes that are held.
 #[derive(Debug, Default)]
-pub(super) struct Scopes(Mutex<Option<Holder>>);
+pub(super) struct Scopes {
+    kept: Mutex<Kept>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    holder: Option<Holder>,
+    /// Whether somebody asks for one now. Nobody holds the lock meanwhile.
+    is_asking: bool,
+    /// When it was last asked for in vain, and why.
+    failed: Option<(Instant, String)>,
+}
 
 /// A process of ours in a scope.
 #[derive(Debug)]
@@ -59,50 +74,110 @@ pub(super) fn scope_of(path: &str) -> Option<(&str, &str)> {
 }
 
 impl Scopes {
-    /// Makes sure that there is this scope, and that it stays for as long as we live.
+    /// Makes sure that there is this scope, and that it stays for as long as we live. That it cannot be had counts as a failed
+    /// start of the VM, as all does that a host lacks: its back-off is what keeps many VMs from asking all the time.
     pub(super) fn keep(&self, root: &Path, scope: &str) -> io::Result<()> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = &mut *held
-            && holder.scope == scope
-            && holder.child.try_wait()?.is_none()
-        {
-            return Ok(());
-        }
-        let unit = scope.rsplit('/').next().unwrap_or(scope);
-        let mut why = None;
-        for _ in 0..TRIES {
-            let joined =
-                if is_populated(&root.join(scope)) { join(root, scope, unit) } else { make(root, scope, unit) };
-            match joined {
-                Ok(holder) => {
-                    *held = Some(holder);
-                    return Ok(());
-                }
-                Err(error) => why = Some(error),
+        self.keep_by(scope, TIME, |until| obtain(root, scope, until))
+    }
+
+    /// The same, by who can ask for it until a moment, within this time in all.
+    fn keep_by(
+        &self,
+        scope: &str,
+        time: Duration,
+        ask: impl FnOnce(Instant) -> Result<Holder, String>,
+    ) -> io::Result<()> {
+        let unit = unit_of(scope);
+        let failed =
+            |why: &str| super::error(io::ErrorKind::Other, format!("systemd has no scope for VMs, {unit}: {why}"));
+        let until = Instant::now() + time;
+        let mut kept = self.lock();
+        loop {
+            if let Some(holder) = &mut kept.holder
+                && holder.scope == scope
+                && holder.child.try_wait()?.is_none()
+            {
+                return Ok(());
             }
-            // It comes or goes just now.
-            std::thread::sleep(PAUSE * 10);
+            if let Some((_, why)) = kept.failed.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+                return Err(failed(why));
+            }
+            if !kept.is_asking {
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(failed(&format!("it was asked for {time:?} ago, for another VM, and has not answered")));
+            }
+            kept = self.changed.wait_timeout(kept, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let why = why.map_or_else(String::new, |why| why.to_string());
-        Err(super::error(io::ErrorKind::Other, format!("systemd has no scope for VMs, {unit}: {why}")))
+        kept.is_asking = true;
+        drop(kept);
+        let asked = ask(until);
+        let mut kept = self.lock();
+        kept.is_asking = false;
+        let result = match asked {
+            Ok(holder) => {
+                (kept.holder, kept.failed) = (Some(holder), None);
+                Ok(())
+            }
+            Err(why) => {
+                let error = failed(&why);
+                kept.failed = Some((Instant::now(), why));
+                Err(error)
+            }
+        };
+        drop(kept);
+        self.changed.notify_all();
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn unit_of(scope: &str) -> &str {
+    scope.rsplit('/').next().unwrap_or(scope)
+}
+
+/// Has a process of ours in the scope, by this moment. Why not, else.
+fn obtain(root: &Path, scope: &str, until: Instant) -> Result<Holder, String> {
+    let unit = unit_of(scope);
+    let mut why = String::new();
+    for _ in 0..TRIES {
+        let joined = if is_populated(&root.join(scope)) {
+            join(root, scope, unit, until)
+        } else {
+            make(root, scope, unit, until)
+        };
+        match joined {
+            Ok(holder) => return Ok(holder),
+            Err(error) => why = error.to_string(),
+        }
+        if Instant::now() >= until {
+            break;
+        }
+        // It comes or goes just now.
+        std::thread::sleep(PAUSE * 10);
+    }
+    Err(why)
+}
+
 /// Has systemd make the scope, with a process of ours as its first.
-fn make(root: &Path, scope: &str, unit: &str) -> io::Result<Holder> {
+fn make(root: &Path, scope: &str, unit: &str, until: Instant) -> io::Result<Holder> {
     let mut systemd = program("systemd-run");
     systemd.args(["--scope", "--quiet", "--collect", "--description=microVMs of stead"]);
     systemd.args([format!("--unit={unit}"), format!("--slice={SLICE}")]);
     systemd.args(PROPERTIES.iter().flat_map(|property| ["-p", property]));
     systemd.args(["--", "cat"]);
     let mut holder = begin(systemd, scope)?;
-    let until = Instant::now() + TIME;
     while !is_in(&holder.child, scope) {
         if holder.child.try_wait()?.is_some() {
             return Err(super::error(io::ErrorKind::Other, format!("systemd-run: {}", said(&mut holder.child))));
         }
         if Instant::now() > until {
-            return Err(give_up(holder, &format!("systemd-run was not done after {TIME:?}")));
+            return Err(give_up(holder, &format!("systemd-run was not done within {TIME:?}")));
         }
         std::thread::sleep(PAUSE);
     }
@@ -110,7 +185,7 @@ fn make(root: &Path, scope: &str, unit: &str) -> io::Result<Holder> {
 }
 
 /// Puts a process of ours into a scope that is there already.
-fn join(root: &Path, scope: &str, unit: &str) -> io::Result<Holder> {
+fn join(root: &Path, scope: &str, unit: &str, until: Instant) -> io::Result<Holder> {
     let holder = settle(root, begin(program("cat"), scope)?)?;
     // The scope may have ended just before it was joined: then nobody takes care of this cgroup any more.
     let request = ProgramRequest {
@@ -119,7 +194,7 @@ fn join(root: &Path, scope: &str, unit: &str) -> io::Result<Holder> {
         environment: vec![("PATH".into(), spawn::PATH.into())],
         folder: Path::new("/"),
         input: &[],
-        bound: TIME,
+        bound: until.saturating_duration_since(Instant::now()),
         file_max: 4096,
     };
     match programs::run(&request) {
@@ -211,7 +286,37 @@ mod tests {
         let scope = "stead.slice/stead-none.scope";
         fs::create_dir_all(root.path().join(scope)).unwrap();
         fs::write(root.path().join(scope).join("cgroup.events"), "populated 1\n").unwrap();
-        let error = join(root.path(), scope, "stead-none.scope").unwrap_err();
+        let error = join(root.path(), scope, "stead-none.scope", Instant::now() + TIME).unwrap_err();
         assert!(error.to_string().contains("stead.holder"), "{error}");
+    }
+    #[test]
+    fn who_waits_for_who_asks_has_the_same_answer_and_gives_up_by_itself() {
+        const SCOPE: &str = "stead.slice/stead-1.scope";
+        fn nobody_asks(_: Instant) -> Result<Holder, String> {
+            panic!("it is asked for already")
+        }
+        let scopes = Scopes::default();
+        let (asking, is_asking) = std::sync::mpsc::channel();
+        let (answer, answered) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            let asks = move |_: Instant| {
+                asking.send(()).unwrap();
+                answered.recv().unwrap()
+            };
+            let first = threads.spawn(|| scopes.keep_by(SCOPE, TIME, asks));
+            is_asking.recv().unwrap();
+            let error = scopes.keep_by(SCOPE, Duration::from_millis(10), nobody_asks).unwrap_err().to_string();
+            assert!(error.contains("for another VM"), "{error}");
+            let waits = threads.spawn(|| scopes.keep_by(SCOPE, TIME, nobody_asks));
+            answer.send(Err("it hangs".to_owned())).unwrap();
+            for ended in [first.join().unwrap(), waits.join().unwrap()] {
+                let error = ended.unwrap_err().to_string();
+                assert!(error.contains("stead-1.scope: it hangs"), "{error}");
+            }
+        });
+        // Later it is asked for anew.
+        scopes.lock().failed.as_mut().unwrap().0 -= FRESH;
+        scopes.keep_by(SCOPE, TIME, |_| Ok(begin(program("cat"), SCOPE).unwrap())).unwrap();
+        scopes.keep_by(SCOPE, TIME, |_| panic!("it is held")).unwrap();
     }
 }
