@@ -13,7 +13,7 @@ static VARIES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         // Names that are made of the state's id or a VM's uid: sockets, taps.
         (r"/run/stead/[0-9a-f]{8}/", "/run/stead/ID/"),
         (r"\b[0-9a-f]{16}-\d+(\.id)?\.sock", "UID-N$1.sock"),
-        (r"\bst[0-9a-f]{12}\b", "TAP"),
+        (r"\bst[0-9a-f]{13}\b", "TAP"),
         // Commits, and digests of deletions that wait.
         (r"\b[0-9a-f]{12}\b", "DIGEST"),
         // Pids: in sentences, in `describe`, in JSON, in the table of `get`.
