@@ -93,7 +93,10 @@ fn here(command: &mut Command, root: &Path, folder: &Path) {
 fn clean(command: &mut Command, root: &Path, folder: &Path) {
     fs::create_dir(folder.join("packages")).unwrap();
     package(&folder.join("packages"), "1");
-    command.arg(root.join("tests/docs/boot")).env("CLEAN", bed("clean/root.img").parent().unwrap());
+    command
+        .arg(root.join("tests/docs/boot"))
+        .env("CLEAN", bed("clean/root.img").parent().unwrap())
+        .env("BED", bed("images/vmlinuz").parent().unwrap());
 }
 
 /// Whether a clean host can be had; where not, it is told and the test left out.

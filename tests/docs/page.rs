@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 
 /// Why a block may be left out, and what shows the same instead.
 pub const REASONS: &[(&str, &str)] = &[
-    ("needs-packages", "installs packages; tests/bed/prepare does the same for the tests"),
     ("needs-systemd", "wants systemd as PID 1; tests/nested has a host with one, tests/contrib.rs reads the units"),
     ("needs-a-build", "builds the project; whoever runs this test has built it"),
     ("takes-hours", "is one of the long runs of docs/testing.md"),
