@@ -1,5 +1,6 @@
-//! README.md and `docs/` say what is so: every block of commands is run on a host of its own and its output compared, those that want
-//! systemd or packages on a clean one with both, every manifest is validated, every link leads somewhere, the book names every page, and the reference is what the code says.
+//! README.md and `docs/` say what is so: every block of commands is run on a host of its own and its output compared, those that
+//! want packages or systemd on a clean one, every manifest is validated, every link leads somewhere, the book names every page, and
+//! the reference is what the code says.
 //!
 //! What a fence says about its test is in `page.rs`. Blocks that cannot be run are named, with their reason, in `not_run.txt`, so
 //! that one more is seen by whoever reads a change: `UPDATE_GOLDEN=1 cargo test --test docs` writes it, and the reference.
