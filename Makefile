@@ -29,7 +29,7 @@ have_nextest := $(CARGO) nextest --version >/dev/null 2>&1
 # What makes packages, as tests/bed/prepare has it too.
 cargo_deb_version := $(shell sed -n 's/^cargo_deb_version=//p' tests/bed/prepare)
 
-scripts := .ci/run contrib/debian/build contrib/debian/postinst contrib/debian/prerm contrib/debian/postrm demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/bed/nested/systemd/nested-job tests/mutants/run fuzz/run
+scripts := .ci/run contrib/debian/build contrib/debian/postinst contrib/debian/prerm contrib/debian/postrm demo/run tests/bed/prepare tests/bed/linux/init tests/bed/linux/power-button tests/bed/nested/init tests/bed/nested/systemd/nested-job tests/docs/boot tests/docs/enter tests/mutants/run fuzz/run
 
 .PHONY: help
 help: ## List what can be made

@@ -80,7 +80,12 @@ fn change(
 /// Approves the plan of this digest, if it is the one that the gates hold back now.
 pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, digest: &str) -> Reply {
     match held {
-        None => return refused("no gate holds anything back now; `stead plan` shows what would be done"),
+        None => {
+            return refused(
+                "no gate holds anything back now; `stead plan` shows what would be done (files that have gone are waited for \
+                 some seconds, and held back only then: ask again)",
+            );
+        }
         Some(held) if held != digest => {
             return refused(format!(
                 "the plan has changed: its digest is {held} now; look at it with `stead plan` before you approve it"

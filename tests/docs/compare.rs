@@ -10,10 +10,11 @@ static VARIES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         // Moments and uuids.
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
+        (r"^[A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d (\S+ \w+)\[\d+\]:", "TIME $1[N]:"),
         // Names that are made of the state's id or a VM's uid: sockets, taps.
         (r"/run/stead/[0-9a-f]{8}/", "/run/stead/ID/"),
         (r"\b[0-9a-f]{16}-\d+(\.id)?\.sock", "UID-N$1.sock"),
-        (r"\bst[0-9a-f]{12}\b", "TAP"),
+        (r"\bst[0-9a-f]{13}\b", "TAP"),
         // Commits, and digests of deletions that wait.
         (r"\b[0-9a-f]{12}\b", "DIGEST"),
         // Pids: in sentences, in `describe`, in JSON, in the table of `get`.

@@ -1,4 +1,4 @@
-//! A host of its own for one page: this one, with every change kept apart, and one shell in it.
+//! A host of its own for one page, and one shell in it: this machine with every change kept apart, or a clean one with systemd.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -7,7 +7,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use super::prepared::bed;
+use super::page::Host as Which;
+use super::prepared::{bed, package};
 
 /// How long one command may take: the slowest starts ten emulated VMs on a machine that others share.
 const BOUND: Duration = Duration::from_secs(120);
@@ -23,37 +24,19 @@ pub struct Host {
 
 impl Host {
     /// Boots it, so to speak. It needs root: a page's commands are for root, with the paths that it has.
-    pub fn new(root: &Path) -> Self {
+    pub fn new(root: &Path, which: Which) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "the pages' commands are run as root, in namespaces: run this test as root"
         );
         let folder = tempfile::Builder::new().prefix("stead-docs.").tempdir_in("/tmp").unwrap();
-        fs::create_dir(folder.path().join("layers")).unwrap();
-        let programs = Path::new(env!("CARGO_BIN_EXE_stead")).parent().unwrap();
-        let firecracker = bed("bin/firecracker");
-        let path = format!(
-            "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            programs.display(),
-            firecracker.parent().unwrap().display()
-        );
         let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .arg(root.join("tests/docs/enter"))
-            .arg(folder.path());
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STEAD_")) {
-            command.env_remove(name);
+        command.arg("--mount");
+        match which {
+            Which::Here => here(&mut command, root, folder.path()),
+            Which::Clean => clean(&mut command, root, folder.path()),
         }
-        command
-            .env("PATH", path)
-            .envs([("HOME", "/root"), ("NO_COLOR", "1"), ("TERM", "dumb"), ("LC_ALL", "C.UTF-8"), ("COLUMNS", "100")])
-            // What a guest does on this machine's KVM is not the pages' matter.
-            .env("STEAD_QEMU_ACCEL", "tcg")
-            .env("BED", bed("images/vmlinuz").parent().unwrap())
-            .env("PROJECT", root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, statuses) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());
@@ -72,7 +55,7 @@ impl Host {
         let file = self.folder.path().join(&name);
         fs::write(&file, format!("{commands}\n")).unwrap();
         writeln!(self.input.as_mut().unwrap(), "{name}")
-            .expect("the shell of the page's host lives: it needs overlayfs and iproute2");
+            .expect("the shell of the page's host lives: it needs overlayfs, iproute2 and cgroup v2");
         let status = self.statuses.recv_timeout(BOUND);
         let printed = fs::read(file.with_extension("out")).unwrap_or_default();
         let printed = String::from_utf8_lossy(&printed).into_owned();
@@ -80,6 +63,54 @@ impl Host {
             status.unwrap_or_else(|error| panic!("no end of `{commands}` ({error}); so far it printed:\n{printed}"));
         (status, printed)
     }
+}
+
+/// This machine with every change kept apart.
+fn here(command: &mut Command, root: &Path, folder: &Path) {
+    fs::create_dir(folder.join("layers")).unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_stead")).parent().unwrap();
+    let firecracker = bed("bin/firecracker");
+    let path = format!(
+        "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        programs.display(),
+        firecracker.parent().unwrap().display()
+    );
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STEAD_")) {
+        command.env_remove(name);
+    }
+    command
+        .args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(root.join("tests/docs/enter"))
+        .env("PATH", path)
+        .envs([("HOME", "/root"), ("NO_COLOR", "1"), ("TERM", "dumb"), ("LC_ALL", "C.UTF-8"), ("COLUMNS", "100")])
+        // What a guest does on this machine's KVM is not the pages' matter.
+        .env("STEAD_QEMU_ACCEL", "tcg")
+        .env("BED", bed("images/vmlinuz").parent().unwrap())
+        .env("PROJECT", root);
+}
+
+/// A new host, whose user has brought the package along.
+fn clean(command: &mut Command, root: &Path, folder: &Path) {
+    fs::create_dir(folder.join("packages")).unwrap();
+    package(&folder.join("packages"), "1");
+    command
+        .arg(root.join("tests/docs/boot"))
+        .env("CLEAN", bed("clean/root.img").parent().unwrap())
+        .env("BED", bed("images/vmlinuz").parent().unwrap());
+}
+
+/// Whether a clean host can be had; where not, it is told and the test left out.
+pub fn clean_ones_are_possible() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let lack = if !rustix::process::geteuid().is_root() {
+        "a clean host under systemd needs root"
+    } else if !release.lines().any(|line| line == "ID=debian") {
+        "the clean host is a Debian, and what is built here may not run there"
+    } else {
+        return true;
+    };
+    eprintln!("left out: {lack}");
+    false
 }
 
 impl Drop for Host {

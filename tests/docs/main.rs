@@ -1,5 +1,6 @@
-//! README.md and `docs/` say what is so: every block of commands is run on a host of its own and its output compared, every
-//! manifest is validated, every link leads somewhere, the book names every page, and the reference is what the code says.
+//! README.md and `docs/` say what is so: every block of commands is run on a host of its own and its output compared, those that
+//! want packages or systemd on a clean one, every manifest is validated, every link leads somewhere, the book names every page, and
+//! the reference is what the code says.
 //!
 //! What a fence says about its test is in `page.rs`. Blocks that cannot be run are named, with their reason, in `not_run.txt`, so
 //! that one more is seen by whoever reads a change: `UPDATE_GOLDEN=1 cargo test --test docs` writes it, and the reference.
@@ -53,13 +54,15 @@ fn main() -> ExitCode {
     all("the_book_names_every_page", book::names_every_page);
     all("every_link_leads_somewhere", book::every_link_leads_somewhere);
     all("the_reference_is_what_the_code_says", |root, _| reference::is_current(root));
-    for index in 0..pages.len() {
-        if pages[index].steps.iter().any(|step| !matches!(step.kind, Kind::Skipped { .. } | Kind::Setup { .. })) {
-            let (pages, name) = (Arc::clone(&pages), format!("page::{}", pages[index].path.display()));
-            trials.push(Trial::test(name, move || {
-                follow(Path::new(env!("CARGO_MANIFEST_DIR")), &pages[index]);
-                Ok(())
-            }));
+    for (index, page) in pages.iter().enumerate() {
+        for (on, name) in [(page::Host::Here, "page"), (page::Host::Clean, "clean_host")] {
+            if page.is_for(on) {
+                let (pages, name) = (Arc::clone(&pages), format!("{name}::{}", page.path.display()));
+                trials.push(Trial::test(name, move || {
+                    follow(Path::new(env!("CARGO_MANIFEST_DIR")), &pages[index], on);
+                    Ok(())
+                }));
+            }
         }
     }
     tell_what_is_not_run(&pages);
@@ -67,27 +70,30 @@ fn main() -> ExitCode {
 }
 
 /// Does what a page says, line by line.
-fn follow(root: &Path, page: &Page) {
+fn follow(root: &Path, page: &Page, on: page::Host) {
+    if on == page::Host::Clean && !host::clean_ones_are_possible() {
+        return;
+    }
     // One that has neither commands nor files to write needs no host.
     let mut host = None;
-    for step in &page.steps {
+    for step in page.steps_on(on) {
         let place = format!("{}:{}", page.path.display(), step.line);
         match &step.kind {
             Kind::Skipped { .. } => {}
             Kind::Manifest { text } => validate(&place, text),
             Kind::Script { text } => check_syntax(&place, text),
             Kind::Setup { text } => {
-                let (status, printed) = host.get_or_insert_with(|| Host::new(root)).run(text);
+                let (status, printed) = host.get_or_insert_with(|| Host::new(root, on)).run(text);
                 assert_eq!(status, 0, "{place}: what prepares the test:\n{printed}");
             }
             Kind::File { path, text } => {
-                let host = host.get_or_insert_with(|| Host::new(root));
+                let host = host.get_or_insert_with(|| Host::new(root, on));
                 // The end of a here-document that no page has in a file.
                 let (status, printed) = host.run(&format!("cat >{path} <<'END OF FILE'\n{text}END OF FILE"));
                 assert_eq!(status, 0, "{place}: {printed}");
             }
             Kind::Console { commands, how } => {
-                let host = host.get_or_insert_with(|| Host::new(root));
+                let host = host.get_or_insert_with(|| Host::new(root, on));
                 for command in commands {
                     let place = format!("{}:{}", page.path.display(), command.line);
                     type_in(host, &place, command, how);

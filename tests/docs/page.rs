@@ -8,8 +8,10 @@
 //! console exit=N               its commands may exit with N (and with 0)
 //! console retry                commands of stead that only look are run again until they print this
 //! console any-order            what is printed may come in any order of lines
+//! console only=systemd         wants packages or systemd: is typed on the clean host, where a page with such a block is followed too
 //! yaml file=PATH               the reader writes this file, and so does the test
-//! <!-- test-setup COMMANDS -->  what is run instead of a block that cannot be, not shown to the reader
+//! <!-- test-setup COMMANDS -->  what prepares a test, not shown to the reader
+//! <!-- test-setup only=here COMMANDS -->  the same, instead of a block that is only=systemd; or only=systemd
 //! ```
 
 use std::fmt::Write as _;
@@ -17,7 +19,6 @@ use std::path::{Path, PathBuf};
 
 /// Why a block may be left out, and what shows the same instead.
 pub const REASONS: &[(&str, &str)] = &[
-    ("needs-packages", "installs packages; tests/bed/prepare does the same for the tests"),
     ("needs-systemd", "wants systemd as PID 1; tests/nested has a host with one, tests/contrib.rs reads the units"),
     ("needs-a-build", "builds the project; whoever runs this test has built it"),
     ("takes-hours", "is one of the long runs of docs/testing.md"),
@@ -38,7 +39,18 @@ pub struct Page {
 #[derive(Debug)]
 pub struct Step {
     pub line: usize,
+    /// On which host alone it is done; none if on each.
+    pub only: Option<Host>,
     pub kind: Kind,
+}
+
+/// The hosts on which pages are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// The machine that runs the test, with every change kept apart and the programs of this build on its `PATH`.
+    Here,
+    /// A new one: what Debian's installer leaves, with systemd, and the package of this build.
+    Clean,
 }
 
 #[derive(Debug)]
@@ -80,11 +92,11 @@ impl Page {
             } else if lines[at].trim_start().starts_with("```") && lines[at].trim_start() != lines[at] {
                 page.flaw(line, "a block in a list is not tested: let it begin at the margin");
                 at += 1 + take_until(&lines, at + 1, "```").len();
-            } else if let Some(first) = lines[at].strip_prefix("<!-- test-setup") {
+            } else if let Some((only, first)) = setup(lines[at]) {
                 let body = take_until(&lines, at + 1, "-->");
                 at += body.len() + 1;
                 let text = format!("{first}\n{}", body.join("\n"));
-                page.steps.push(Step { line, kind: Kind::Setup { text } });
+                page.steps.push(Step { line, only, kind: Kind::Setup { text } });
             } else if lines[at].starts_with("    ")
                 && at > 0
                 && lines[at - 1].is_empty()
@@ -100,6 +112,21 @@ impl Page {
         page
     }
 
+    /// What is done on this host.
+    pub fn steps_on(&self, host: Host) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(move |step| step.only.is_none_or(|only| only == host))
+    }
+
+    /// Whether it is to be followed on this host.
+    pub fn is_for(&self, host: Host) -> bool {
+        match host {
+            Host::Here => {
+                self.steps_on(host).any(|step| !matches!(step.kind, Kind::Skipped { .. } | Kind::Setup { .. }))
+            }
+            Host::Clean => self.steps.iter().any(|step| step.only == Some(host)),
+        }
+    }
+
     fn flaw(&mut self, line: usize, what: &str) {
         self.flaws.push(format!("{}:{line}: {what}", self.path.display()));
     }
@@ -108,6 +135,7 @@ impl Page {
         let mut words = info.split([' ', ',']).filter(|word| !word.is_empty());
         let language = words.next().unwrap_or_default();
         let (mut how, mut reason, mut file) = (How { exits: vec![0], ..How::default() }, None, None);
+        let mut only = None;
         for word in words {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("no-test", given) => reason = Some(given.to_owned()),
@@ -115,6 +143,7 @@ impl Page {
                 ("file", path) if path.starts_with('/') => file = Some(path.to_owned()),
                 ("retry", "") => how.retry = true,
                 ("any-order", "") => how.any_order = true,
+                ("only", "systemd") => only = Some(Host::Clean),
                 _ => self.flaw(line, &format!("`{word}` says nothing to this test")),
             }
         }
@@ -150,7 +179,10 @@ impl Page {
             ("", ..) => return self.flaw(line, "a block that does not say what it is: `console`, `yaml`, `text` ..."),
             _ => return self.flaw(line, &format!("`{info}`: this test does not know what to do with it")),
         };
-        self.steps.push(Step { line, kind });
+        if only.is_some() && !matches!(kind, Kind::Console { .. }) {
+            self.flaw(line, "only commands may be left to one of the hosts");
+        }
+        self.steps.push(Step { line, only, kind });
     }
 
     fn commands(&mut self, fence: usize, body: &[&str]) -> Vec<Command> {
@@ -177,6 +209,13 @@ impl Page {
         }
         commands
     }
+}
+
+/// Of the first line of a comment that says what to run: on which host alone, and what else is in it.
+fn setup(line: &str) -> Option<(Option<Host>, &str)> {
+    let rest = line.strip_prefix("<!-- test-setup")?;
+    let only = |word, host| rest.strip_prefix(word).map(|rest| (Some(host), rest));
+    Some(only(" only=here", Host::Here).or_else(|| only(" only=systemd", Host::Clean)).unwrap_or((None, rest)))
 }
 
 fn take_until<'a>(lines: &[&'a str], from: usize, end: &str) -> Vec<&'a str> {

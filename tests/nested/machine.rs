@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use crate::prepared::{bed, package};
+
 /// How long a host may take to come up, and each other thing that takes seconds. Generous: emulation on a shared machine.
 pub const BOUND: Duration = Duration::from_secs(300);
 
@@ -20,21 +22,11 @@ pub const BOUND: Duration = Duration::from_secs(300);
 pub const OK: &str = "NESTED OK";
 pub const FAILED: &str = "NESTED FAILED";
 
-/// A file of the bed, as `make prepare` made it.
-fn bed(file: &str) -> PathBuf {
-    let bed = std::env::var_os("STEAD_BED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bed"), PathBuf::from);
-    let path = bed.join(file);
-    assert!(path.exists(), "{} is missing: run `make prepare`", path.display());
-    path
-}
-
 /// Makes the Debian packages of stead with these revisions, of the stead that is tested.
 pub fn packages(revisions: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir_in(scratch("")).unwrap();
     for revision in revisions {
-        let mut build = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/debian/build"));
-        run(build.arg(env!("CARGO_BIN_EXE_stead")).arg(folder.path()).arg(revision));
+        package(folder.path(), revision);
     }
     folder
 }

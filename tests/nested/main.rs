@@ -17,6 +17,8 @@ mod machine;
 #[path = "../vmm/mortal.rs"]
 mod mortal;
 mod outside;
+#[path = "../prepared/mod.rs"]
+mod prepared;
 
 use std::process::ExitCode;
 

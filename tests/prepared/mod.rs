@@ -5,6 +5,7 @@
 pub mod home;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that a test waits for. Generous, since the machines that run this are shared.
@@ -41,4 +42,14 @@ pub fn wait_within<T>(bound: Duration, what: &str, mut condition: impl FnMut() -
         assert!(start.elapsed() < bound, "gave up waiting after {bound:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Makes the Debian package of the stead that is tested, of this revision: its file, which is in the folder.
+#[track_caller]
+pub fn package(folder: &Path, revision: &str) -> PathBuf {
+    let mut build = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/debian/build"));
+    build.arg(env!("CARGO_BIN_EXE_stead")).arg(folder).arg(revision);
+    let output = build.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{build:?}: {}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
 }
