@@ -214,7 +214,9 @@ impl Memory {
     /// Writes down what was left out and has not happened again for a while.
     fn record_what_is_over(&self, stead: &Stead) {
         let over = lock(&self.repeats).over(stead.host.now().wall);
-        over.iter().for_each(|entry| self.write_down(stead, entry));
+        for entry in &over {
+            self.write_down(stead, entry);
+        }
     }
 
     /// One write(2), without fsync: the loop may do it itself. A disk on which that hangs holds it all the same, by

@@ -324,9 +324,14 @@ impl Met {
         let code = match reason {
             Reason::LockHeld => 75,
             // The same again would end the same way: no service manager is to try it.
-            Reason::ConfigurationInvalid | Reason::RunDirTooLong => 78,
-            Reason::StateOfAnotherUser | Reason::StateOfAnotherRunDir | Reason::StateWritableByOthers => 78,
-            Reason::StateNoFolder | Reason::StateNewer | Reason::StateCorrupt => 78,
+            Reason::ConfigurationInvalid
+            | Reason::RunDirTooLong
+            | Reason::StateOfAnotherUser
+            | Reason::StateOfAnotherRunDir
+            | Reason::StateWritableByOthers
+            | Reason::StateNoFolder
+            | Reason::StateNewer
+            | Reason::StateCorrupt => 78,
             _ => 1,
         };
         assert_eq!(output.status.code(), Some(code), "{reason}");

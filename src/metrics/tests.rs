@@ -70,14 +70,20 @@ fn each_vm_has_one_word_and_the_line_is_told_when_it_may_differ() {
         status_of("d", VmPhase::BackingOff, false),
         status_of("e", VmPhase::Stopped, false),
     ];
-    all.iter().for_each(|status| metrics.vm(&vms, status, &calm));
+    for status in &all {
+        metrics.vm(&vms, status, &calm);
+    }
     assert_eq!(metrics.take_line().as_deref(), Some("2 running, 1 degraded, 1 stopped, 1 backing off"));
-    all.iter().for_each(|status| metrics.vm(&vms, status, &calm));
+    for status in &all {
+        metrics.vm(&vms, status, &calm);
+    }
     assert_eq!(metrics.take_line(), None, "the same again is no news");
     metrics.forget(&vms, &all[1].name);
     metrics.vm(&vms, &status_of("a", VmPhase::Unhealthy, true), &calm);
     assert_eq!(metrics.take_line().as_deref(), Some("1 running, 1 degraded, 1 stopped, 1 backing off"));
-    all.iter().for_each(|status| metrics.forget(&vms, &status.name));
+    for status in &all {
+        metrics.forget(&vms, &status.name);
+    }
     assert_eq!(metrics.take_line().as_deref(), Some("no VMs"));
 }
 

@@ -500,7 +500,9 @@ impl Engine {
         }
         let (shared, mut jobs) = (Arc::clone(&self.shared), JoinSet::new());
         worker::begin(&mut jobs, self.stead().host.as_ref(), move || {
-            rest.iter().for_each(|entry| shared.memory.write_down(&shared.stead, entry));
+            for entry in &rest {
+                shared.memory.write_down(&shared.stead, entry);
+            }
         });
         let _ = tokio::time::timeout(REST_BOUND, jobs.join_next()).await;
     }

@@ -68,8 +68,16 @@ impl Feed {
         let (orders, received) = channel();
         let changed = Arc::new(Mutex::new(Changed::default()));
         let watcher = watcher(looker.layout.vms(), Arc::clone(&changed), orders.clone())?;
-        let (watches, watch_again, vms) = (false, Instant::now(), BTreeMap::new());
-        let thread = Thread { looker, watcher, watches, watch_again, changed, events, vms, watched: Vec::new() };
+        let thread = Thread {
+            looker,
+            watcher,
+            watches: false,
+            watch_again: Instant::now(),
+            changed,
+            events,
+            vms: BTreeMap::new(),
+            watched: Vec::new(),
+        };
         std::thread::Builder::new()
             .name("look".to_owned())
             .spawn(move || thread.run(&received))
