@@ -19,12 +19,14 @@ mod text;
 
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::RecursiveMode;
 use ratatui_crossterm::crossterm::event::{self, Event as Input, KeyEventKind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
 
 use super::act::ANSWER_BOUND;
 use super::error::in_full;
@@ -163,43 +165,61 @@ impl Signals {
     }
 }
 
-/// The console that is shown, and how it is read on.
+/// The console that is shown, and how it is read on: never on the screen's own thread, since a disk that hangs delays no key.
 struct Open {
     vm: VmName,
-    log: Follower,
-    changes: Option<Changes>,
+    log: Arc<Mutex<Follower>>,
+    changes: Changes,
+    /// Whether it was begun to be read.
+    is_begun: bool,
+    reading: Option<JoinHandle<Event>>,
 }
 
 impl Open {
     fn new(layout: &Layout, vm: VmName) -> Result<Self, CliError> {
         let path = layout.console_log(&vm);
-        let mut log = Follower::new(path.clone());
-        log.skip_to_last(console::LINES_MAX)
-            .map_err(|source| CliError::io(format!("read {}", path.display()), source))?;
+        let log = Arc::new(Mutex::new(Follower::new(path.clone())));
         let folder = layout.vm_dir(&vm);
         let mut changes = Changes::new(move |changed: &Path| changed == path)?;
         changes.add(&folder, RecursiveMode::NonRecursive)?;
-        Ok(Self { vm, log, changes: Some(changes) })
+        Ok(Self { vm, log, changes, is_begun: false, reading: None })
     }
 
-    /// What was printed since; an empty piece where nothing was, so that it is known that it was looked for.
-    fn read(&mut self) -> Event {
-        let mut text = Vec::new();
-        let read = self.log.read_new::<io::Error>(|piece| {
+    /// What is printed next. May be dropped and called again without losing anything.
+    async fn next(open: &mut Option<Self>) -> Event {
+        let Some(open) = open else { return std::future::pending().await };
+        let reading = match &mut open.reading {
+            Some(reading) => reading,
+            none => {
+                if open.is_begun {
+                    open.changes.wait(CONSOLE_NET).await;
+                }
+                let (log, is_first) = (Arc::clone(&open.log), !std::mem::replace(&mut open.is_begun, true));
+                none.insert(tokio::task::spawn_blocking(move || read(&log, is_first)))
+            }
+        };
+        let read = reading.await;
+        open.reading = None;
+        read.unwrap_or_else(|error| Event::Unprinted(error.to_string()))
+    }
+}
+
+/// What was printed since, at first the last of it; an empty piece where nothing was, so that it is known that it was looked
+/// for.
+fn read(log: &Mutex<Follower>, is_first: bool) -> Event {
+    // Nobody else has it meanwhile: it is read by one after the other.
+    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = Vec::new();
+    let skipped = if is_first { log.skip_to_last(console::LINES_MAX) } else { Ok(true) };
+    let read = skipped.and_then(|_| {
+        log.read_new::<io::Error>(|piece| {
             text.extend_from_slice(piece);
             Ok(())
-        });
-        match read {
-            Ok(_) => Event::Printed(text),
-            Err(error) => Event::Unprinted(format!("the console cannot be read: {error}")),
-        }
-    }
-
-    async fn changed(open: &mut Option<Self>) {
-        match open.as_mut().and_then(|open| open.changes.as_mut()) {
-            Some(changes) => changes.wait(CONSOLE_NET).await,
-            None => std::future::pending().await,
-        }
+        })
+    });
+    match read {
+        Ok(_) => Event::Printed(text),
+        Err(error) => Event::Unprinted(format!("the console cannot be read: {error}")),
     }
 }
 
@@ -234,7 +254,7 @@ async fn screen(context: &Context) -> Result<Exit, CliError> {
                 None => return Ok(Exit::Converged),
             },
             Some(event) = events.recv() => Some(event),
-            () = Open::changed(&mut open) => open.as_mut().map(Open::read),
+            printed = Open::next(&mut open) => Some(printed),
         };
         // What has come meanwhile is one frame.
         while let Some(event) = next {
@@ -266,10 +286,7 @@ async fn screen(context: &Context) -> Result<Exit, CliError> {
 /// Begins to read a console; says so where that cannot be done.
 fn begin(layout: &Layout, vm: VmName, state: &mut State) -> Option<Open> {
     match Open::new(layout, vm) {
-        Ok(mut open) => {
-            state.update(open.read());
-            Some(open)
-        }
+        Ok(open) => Some(open),
         Err(error) => {
             state.update(Event::Unprinted(in_full(&error)));
             None
