@@ -31,7 +31,7 @@ impl ProcessScan {
     }
 
     /// The names of the sockets in RUN that this VM's name leads to. Of a folder that cannot be listed now there are none now.
-    pub(super) fn sockets(&self, view: &dyn HostView, run_dir: &Path, vm: ShortUid) -> &[String] {
+    pub(super) fn sockets(&self, view: &dyn HostView, run_dir: &Path, vm: &ShortUid) -> &[String] {
         let by_vm = self.sockets.get().or_else(|| {
             let mut by_vm: BTreeMap<ShortUid, Vec<String>> = BTreeMap::new();
             for name in view.list_folder(run_dir).ok()? {
@@ -41,7 +41,7 @@ impl ProcessScan {
             }
             Some(self.sockets.get_or_init(|| by_vm))
         });
-        by_vm.and_then(|by_vm| by_vm.get(&vm)).map_or(&[], Vec::as_slice)
+        by_vm.and_then(|by_vm| by_vm.get(vm)).map_or(&[], Vec::as_slice)
     }
 }
 

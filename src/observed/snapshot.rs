@@ -227,7 +227,7 @@ impl Looker<'_> {
             let to_ask = vec![handles.identity_socket.as_ref().unwrap_or(&handles.api_socket).clone()];
             return Sockets { all, to_ask };
         }
-        let found = self.scan.sockets(self.view, &self.layout.run_dir, self.layout.uid(name).short());
+        let found = self.scan.sockets(self.view, &self.layout.run_dir, &self.layout.uid(name).short());
         let mut sockets: BTreeMap<Incarnation, bool> = BTreeMap::new();
         for (incarnation, is_identity) in found.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
             *sockets.entry(incarnation).or_default() |= is_identity;
