@@ -107,7 +107,11 @@ impl Actor<'_> {
         match action {
             Action::Record { ledger, why } => {
                 self.make_vm_folder(&vm.name)?;
-                self.note_in_ledger(vm, ledger)?;
+                if is_told_by_the_handles(&vm.ledger, ledger) {
+                    self.note_in_ledger(vm, ledger)?;
+                } else {
+                    self.write_ledger(vm, ledger)?;
+                }
                 Ok(Outcome::Done(why.clone()))
             }
             Action::Persist { reason } => self.persist(vm, reason),
@@ -175,7 +179,7 @@ impl Actor<'_> {
         self.host.write_durable(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
     }
 
-    /// The same of what the handles and the manifest say too: it becomes durable before either of them goes.
+    /// The same of what the handles say too: it becomes durable before they go.
     fn note_in_ledger(&self, vm: &ObservedVm, ledger: &Ledger) -> Result<(), ActError> {
         let path = self.ledger_to_replace(vm)?;
         self.host.write_whole(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
@@ -200,6 +204,14 @@ impl Actor<'_> {
         };
         spec.network_interfaces.iter().map(handle).collect()
     }
+}
+
+/// Whether the ledger learns nothing but that a life began, which its handles say until they go, and what was declared for it
+/// if nothing was before. Where from it is declared now, that it is protected, that a deletion was taken back and how a life
+/// ended is in no other file: a power cut that brought the ledger back as it was would undo it.
+fn is_told_by_the_handles(before: &Ledger, after: &Ledger) -> bool {
+    let is_declared_as_before = before.accepted.is_none() || before.accepted == after.accepted;
+    is_declared_as_before && before.delete_requested == after.delete_requested && before.last_exit == after.last_exit
 }
 
 /// The VM's proven process, which the plan took for granted.

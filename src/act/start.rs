@@ -10,7 +10,7 @@ use crate::host::{ProcessHandle, Program, SocketPeer, SpawnRequest};
 use crate::names::Incarnation;
 use crate::observed::{ObservedVm, VmmProcess};
 use crate::spec::{DiskMode, Vm, VmSpec, VmmKind};
-use crate::state::{Handles, StoredSpec};
+use crate::state::{ExitStatus, Handles, StoredSpec};
 use crate::vmm::{self, DiskSource};
 
 impl Actor<'_> {
@@ -58,9 +58,10 @@ impl Actor<'_> {
         let disks = self.intend_disks(vm, observed, &mut handles)?;
         // Durable before anything exists: whatever happens from here on, the record names all that may be left.
         self.write_handles(name, &handles)?;
-        if observed.ledger.accepted.is_none() && observed.ledger.incarnation == Incarnation::default() {
-            // No ledger speaks for its folder, which may be as new as the VM. Flushed last, since a flush of the record takes
-            // most filesystems' note of it along: there is little left to wait for.
+        let broke_off = observed.ledger.last_exit.as_ref().is_some_and(|exit| exit.status == ExitStatus::NeverRan);
+        if observed.ledger.accepted.is_none() || broke_off {
+            // Its folder may be as new as the VM, or of a start that broke off right here. Flushed last, since a flush of the
+            // record takes most filesystems' note of it along: there is little left to wait for.
             self.host.sync_folder(&self.layout.vms()).map_err(folder)?;
         }
 

@@ -101,23 +101,20 @@ fn is_past(since: Timestamp, wait: Duration, now: Timestamp) -> bool {
     passed.is_negative() || passed.unsigned_abs() >= wait
 }
 
-/// A message with `#` for each number that is not an exit status, a signal or an error's.
+/// A message with `#` for each number that stands alone and is not an exit status, a signal or an error's. Those in names, as of
+/// `eth0` or `loop7`, tell things apart.
 fn without_numbers(message: &str) -> String {
     let mut text = String::with_capacity(message.len());
-    for character in message.chars() {
-        let says_why = ["status ", "signal ", "error "]
-            .iter()
-            .any(|word| text.trim_end_matches(|last: char| last.is_ascii_digit()).ends_with(word));
-        match character {
-            digit if digit.is_ascii_digit() && !says_why => {
-                if !text.ends_with('#') {
-                    text.push('#');
-                }
-            }
-            other => text.push(other),
-        }
+    let mut rest = message;
+    while let Some(at) = rest.find(|character: char| character.is_ascii_digit()) {
+        text.push_str(&rest[..at]);
+        let digits = rest[at..].find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len() - at);
+        let is_in_name = text.ends_with(|last: char| last.is_alphanumeric() || "-_.".contains(last));
+        let says_why = ["status ", "signal ", "error "].iter().any(|word| text.ends_with(word));
+        text.push_str(if is_in_name || says_why { &rest[at..at + digits] } else { "#" });
+        rest = &rest[at + digits..];
     }
-    text
+    text + rest
 }
 
 #[cfg(test)]
@@ -175,5 +172,15 @@ mod tests {
         }
         let other = Entry { vm: Some("db".parse().unwrap()), ..entry(1, "killed by signal 9") };
         assert_eq!(repeats.take(&other).unwrap().count, None);
+    }
+
+    #[test]
+    fn numbers_in_names_tell_things_apart_and_others_do_not() {
+        let same = |one: &str, other: &str| without_numbers(one) == without_numbers(other);
+        assert!(same("started qemu, pid 47, incarnation 2", "started qemu, pid 5, incarnation 13"));
+        assert!(same("4 failures (3s ago)", "15 failures (20s ago)"));
+        for (one, other) in [("tap of eth0", "tap of eth1"), ("disk data-1", "disk data-2"), ("error 5", "error 28")] {
+            assert!(!same(one, other), "{one} and {other}");
+        }
     }
 }

@@ -232,11 +232,11 @@ impl Looker<'_> {
         for (incarnation, is_identity) in found.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
             *sockets.entry(incarnation).or_default() |= is_identity;
         }
-        if latest > Incarnation::default() && !sockets.contains_key(&latest) {
+        if latest > Incarnation::default() {
             let exists = |path: &Path| self.view.exists(path).unwrap_or(true);
             let has_identity = exists(&self.layout.identity_socket(name, latest));
             if has_identity || exists(&self.layout.api_socket(name, latest)) {
-                sockets.insert(latest, has_identity);
+                *sockets.entry(latest).or_default() |= has_identity;
             }
         }
         let api = |incarnation: &Incarnation| self.layout.api_socket(name, *incarnation);

@@ -82,7 +82,7 @@ pub fn decide<'a>(
     // Wanted now, or as soon as their wait is over: one change of the manifests is one batch, and is judged as one.
     let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
     let begun = |name: &VmName| {
-        let deletion = gates.deletions.iter().find(|deletion| deletion.name == *name)?;
+        let deletion = gates.deletions.iter().find(|deletion| deletion.name == *name && !deletion.over)?;
         let since = absences.since.get(name)?;
         // One that was declared again since was not deleted then, and is asked about anew.
         (deletion.at.boot_id == since.boot_id && deletion.at.boot_ms >= since.boot_ms).then_some(())
@@ -134,7 +134,8 @@ pub fn decide<'a>(
         // The whole batch is let through at once: its first deletion must not make another batch of the rest. An approval is
         // for one plan, and is used up.
         let at = now.deadline(Duration::ZERO);
-        let let_through = batch.iter().map(|(name, _)| Deletion { name: (*name).clone(), at: at.clone(), of });
+        let let_through =
+            batch.iter().map(|(name, _)| Deletion { name: (*name).clone(), at: at.clone(), of, over: false });
         let deletions = recent.into_iter().cloned().chain(let_through).collect();
         verdicts.commit = Some(GateState { version: FORMAT_VERSION, deletions, approval: None });
     }

@@ -24,7 +24,7 @@ use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
 use crate::plan::{AllowPrune, Hold, Plan, gates};
-use crate::state::{GateState, encode};
+use crate::state::{Deletion, GateState, encode};
 use crate::wakeups::{OVERDUE, Reason};
 
 /// How soon a VM is looked at again of which something is being freed by a call that hangs.
@@ -292,6 +292,7 @@ impl Engine {
             self.list_again();
         }
         if self.agenda.desired().vms.contains_key(name) {
+            self.end_deletion(name);
             return None;
         }
         let verdicts = self.verdicts();
@@ -303,6 +304,19 @@ impl Engine {
             return None;
         }
         verdicts.of(name).cloned()
+    }
+
+    /// A VM that is declared again is no longer one whose deletion was let through. Known before it has its turn: else the next
+    /// stead, which has seen nothing of this, would go on with that deletion once its manifest is gone again.
+    fn end_deletion(&self, name: &VmName) {
+        let mut gates = self.gates();
+        let ends = |deletion: &&mut Deletion| deletion.name == *name && !deletion.over;
+        let Some(deletion) = gates.deletions.iter_mut().find(ends) else { return };
+        deletion.over = true;
+        if let Err(error) = self.commit(&gates) {
+            // Its next turn tries again.
+            tracing::warn!(vm = %name, "writing {}: {error}", self.stead().layout.gates().display());
+        }
     }
 
     /// Makes durable what the gates let through, before any of it begins: a crash after it counts a deletion that was not
@@ -405,13 +419,7 @@ impl Engine {
                 self.agenda.wakeups.wake(&name, Reason::Request);
             }
             Request::Approve { digest } => {
-                let mut held = self.verdicts().digest;
-                if held.as_deref() != Some(digest.as_str()) {
-                    // A plan that was made just now goes by manifests that were not listed here yet, and does not wait until a
-                    // VM has been absent for long enough. An approval is for exactly these deletions, whenever they are due.
-                    self.list_again();
-                    held = self.agenda.digest_to_come(&self.gates(), &self.stead().host.now());
-                }
+                let held = self.verdicts().digest;
                 let mut gates = worker::lock(&self.shared.gates);
                 let answer = requests::approve(&self.shared.stead, &mut gates, held.as_deref(), &digest);
                 drop(gates);

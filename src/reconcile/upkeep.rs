@@ -165,7 +165,8 @@ impl Upkeep {
             worker::begin(&mut self.jobs, host, free);
             return false;
         }
-        self.asked.is_empty()
+        // Whoever asked waits for a survey in any case, which turns do not disturb.
+        self.asked.is_empty() || self.under_way == UnderWay::Survey
     }
 
     /// When something is to be done next, whatever happens.

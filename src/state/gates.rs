@@ -28,6 +28,9 @@ pub struct Deletion {
     pub at: Deadline,
     /// How many VMs there were before it.
     pub of: usize,
+    /// Whether it was declared again since. The cap counts it still, and to delete it again is another deletion.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub over: bool,
 }
 
 /// `stead approve DIGEST`.

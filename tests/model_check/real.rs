@@ -277,7 +277,9 @@ pub fn seen_vm(index: usize, seen: Seen) -> ObservedVm {
 }
 
 pub fn real_gates(vms: &[Vm; 2]) -> GateState {
-    let deletion = |(name, vm): (&VmName, &Vm)| Some(Deletion { name: name.clone(), at: ago(vm.let_through?), of: 2 });
+    let deletion = |(name, vm): (&VmName, &Vm)| {
+        Some(Deletion { name: name.clone(), at: ago(vm.let_through?), of: 2, over: false })
+    };
     let deletions = fixed().names.iter().zip(vms).filter_map(deletion).collect();
     GateState { version: 1, deletions, approval: None }
 }

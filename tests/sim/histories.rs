@@ -482,6 +482,32 @@ fn a_vm_that_a_gate_holds_back_is_told_of_once_and_keeps_no_pass_waiting() {
     assert_eq!(bed.machine.vmms().len(), 1);
 }
 
+/// Each pass of cron is a new stead: it took a VM that was made anew for one whose deletion was let through long ago.
+#[test]
+fn vms_that_were_deleted_once_and_came_back_are_held_when_they_are_gone_again() {
+    let bed = Bed::new(0);
+    bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
+    let names = ["a", "b", "c", "d"];
+    let apply = || {
+        for name in names {
+            bed.apply(&format!("{name}.yaml"), &vm(&bed, name, "  vmm: firecracker\n"));
+        }
+        bed.converge("all run");
+    };
+    let remove = |few: &[&str], when: &str| {
+        few.iter().for_each(|name| bed.remove(&format!("{name}.yaml")));
+        bed.converge(when)
+    };
+    apply();
+    remove(&names[..2], "two are few enough");
+    assert_eq!(bed.machine.vmms().len(), 2, "two of four are gone");
+    apply();
+    assert_eq!(bed.machine.vmms().len(), 4, "they are back");
+    let outcome = remove(&names, "all are gone");
+    assert!(outcome.plan.digest.is_some(), "four of five are held: {:?}", outcome.plan);
+    assert_eq!(bed.machine.vmms().len(), 4, "none of them was deleted");
+}
+
 /// Found by seed 537688: nobody recorded what the VM booted with but handles.json, and that rotted.
 #[test]
 fn a_vm_whose_spec_nobody_knows_runs_on_until_a_restart_is_asked_for() {
