@@ -495,7 +495,9 @@ fn vms_that_were_deleted_once_and_came_back_are_held_when_they_are_gone_again() 
         bed.converge("all run");
     };
     let remove = |few: &[&str], when: &str| {
-        few.iter().for_each(|name| bed.remove(&format!("{name}.yaml")));
+        for name in few {
+            bed.remove(&format!("{name}.yaml"));
+        }
         bed.converge(when)
     };
     apply();
