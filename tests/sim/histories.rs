@@ -13,7 +13,7 @@ use std::time::Duration;
 use stead::control::{Reply, Request};
 use stead::host::HostView;
 use stead::host::sim::{Fault, Faults, Moment, Random};
-use stead::plan::{Hold, VmPlan};
+use stead::plan::{Hold, Policy, VmPlan};
 
 use crate::bed::{Bed, vm};
 use crate::parallel::for_each;
@@ -485,7 +485,8 @@ fn a_vm_that_a_gate_holds_back_is_told_of_once_and_keeps_no_pass_waiting() {
 /// Each pass of cron is a new stead: it took a VM that was made anew for one whose deletion was let through long ago.
 #[test]
 fn vms_that_were_deleted_once_and_came_back_are_held_when_they_are_gone_again() {
-    let bed = Bed::new(0);
+    let mut bed = Bed::new(0);
+    bed.settings.policy = Policy::default();
     bed.apply("stays.yaml", &vm(&bed, "stays", "  powerState: Stopped\n"));
     let names = ["a", "b", "c", "d"];
     let apply = || {
