@@ -17,7 +17,6 @@ pub use adopt::{Adopted, adopt};
 use std::fmt;
 use std::io;
 use std::ops::Deref;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,11 +106,7 @@ impl Actor<'_> {
         match action {
             Action::Record { ledger, why } => {
                 self.make_vm_folder(&vm.name)?;
-                if is_told_by_the_handles(&vm.ledger, ledger) {
-                    self.note_in_ledger(vm, ledger)?;
-                } else {
-                    self.write_ledger(vm, ledger)?;
-                }
+                self.write_ledger(vm, ledger)?;
                 Ok(Outcome::Done(why.clone()))
             }
             Action::Persist { reason } => self.persist(vm, reason),
@@ -167,31 +162,12 @@ impl Actor<'_> {
         self.host.write_durable(&path, &encode(handles)).map_err(|error| ActError::one("writing handles.json", error))
     }
 
-    /// Puts on record what became of a life whose record of what it holds is durable: its process, and that its guest runs.
-    /// Both are true until the next boot at most. A power cut that brings the record back without them loses nothing.
-    fn note_process(&self, name: &VmName, handles: &Handles) -> Result<(), ActError> {
-        let path = self.layout.handles(name);
-        self.host.write_whole(&path, &encode(handles)).map_err(|error| ActError::one("writing handles.json", error))
-    }
-
     fn write_ledger(&self, vm: &ObservedVm, ledger: &Ledger) -> Result<(), ActError> {
-        let path = self.ledger_to_replace(vm)?;
-        self.host.write_durable(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
-    }
-
-    /// The same of what the handles say too: it becomes durable before they go.
-    fn note_in_ledger(&self, vm: &ObservedVm, ledger: &Ledger) -> Result<(), ActError> {
-        let path = self.ledger_to_replace(vm)?;
-        self.host.write_whole(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
-    }
-
-    /// Where the ledger lies; what lies there and cannot be read is moved out of the way.
-    fn ledger_to_replace(&self, vm: &ObservedVm) -> Result<PathBuf, ActError> {
         let path = self.layout.ledger(&vm.name);
         if vm.ledger_flaw.is_some() {
             self.host.set_aside(&path).map_err(|error| ActError::one("setting ledger.json aside", error))?;
         }
-        Ok(path)
+        self.host.write_durable(&path, &encode(ledger)).map_err(|error| ActError::one("writing ledger.json", error))
     }
 
     /// A VM's taps, by the names its spec leads to.
@@ -204,14 +180,6 @@ impl Actor<'_> {
         };
         spec.network_interfaces.iter().map(handle).collect()
     }
-}
-
-/// Whether the ledger learns nothing but that a life began, which its handles say until they go, and what was declared for it
-/// if nothing was before. Where from it is declared now, that it is protected, that a deletion was taken back and how a life
-/// ended is in no other file: a power cut that brought the ledger back as it was would undo it.
-fn is_told_by_the_handles(before: &Ledger, after: &Ledger) -> bool {
-    let is_declared_as_before = before.accepted.is_none() || before.accepted == after.accepted;
-    is_declared_as_before && before.delete_requested == after.delete_requested && before.last_exit == after.last_exit
 }
 
 /// The VM's proven process, which the plan took for granted.

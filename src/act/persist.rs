@@ -15,11 +15,7 @@ impl Actor<'_> {
                 .set_aside(&self.layout.handles(&vm.name))
                 .map_err(|error| ActError::one("setting handles.json aside", error))?;
         }
-        let handles = self.record_of(vm, process, Phase::Running);
-        match reason {
-            PersistReason::Started => self.note_process(&vm.name, &handles)?,
-            _ => self.write_handles(&vm.name, &handles)?,
-        }
+        self.write_handles(&vm.name, &self.record_of(vm, process, Phase::Running))?;
         self.cache.set_process(&vm.name, process.clone());
         Ok(Outcome::Done(match reason {
             PersistReason::Started => format!("running, pid {}", process.process.identity.pid),

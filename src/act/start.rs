@@ -10,7 +10,7 @@ use crate::host::{ProcessHandle, Program, SocketPeer, SpawnRequest};
 use crate::names::Incarnation;
 use crate::observed::{ObservedVm, VmmProcess};
 use crate::spec::{DiskMode, Vm, VmSpec, VmmKind};
-use crate::state::{ExitStatus, Handles, StoredSpec};
+use crate::state::{Handles, StoredSpec};
 use crate::vmm::{self, DiskSource};
 
 impl Actor<'_> {
@@ -40,9 +40,8 @@ impl Actor<'_> {
     ) -> Result<Outcome, ActError> {
         let name = &vm.name;
         let folder = |error| ActError::one("its folders", error);
+        self.host.make_folder(&self.layout.vm_dir(name)).map_err(folder)?;
         self.host.make_folder(&self.layout.run_dir).map_err(folder)?;
-        self.host.make_folder(&self.layout.vms()).map_err(folder)?;
-        self.host.make_unsynced_folder(&self.layout.vm_dir(name)).map_err(folder)?;
 
         let now = self.host.now();
         let (uid, socket) = (self.layout.uid(name), self.layout.api_socket(name, incarnation));
@@ -58,12 +57,6 @@ impl Actor<'_> {
         let disks = self.intend_disks(vm, observed, &mut handles)?;
         // Durable before anything exists: whatever happens from here on, the record names all that may be left.
         self.write_handles(name, &handles)?;
-        let broke_off = observed.ledger.last_exit.as_ref().is_some_and(|exit| exit.status == ExitStatus::NeverRan);
-        if observed.ledger.accepted.is_none() || broke_off {
-            // Its folder may be as new as the VM, or of a start that broke off right here. Flushed last, since a flush of the
-            // record takes most filesystems' note of it along: there is little left to wait for.
-            self.host.sync_folder(&self.layout.vms()).map_err(folder)?;
-        }
 
         let program = self.program(kind)?;
         self.check_files(&vm.spec)?;
@@ -79,7 +72,7 @@ impl Actor<'_> {
         handles.start_time = Some(process.identity.start_time);
         handles.pidfd_inode = process.identity.pidfd_inode;
         // Memory follows the file, also when writing fails: vmm.lock and the socket lead back to the process then.
-        let written = self.note_process(name, &handles);
+        let written = self.write_handles(name, &handles);
         let pid = process.identity.pid;
         self.cache.set_process(name, VmmProcess { process, incarnation, vmm: kind });
         written?;

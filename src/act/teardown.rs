@@ -209,10 +209,6 @@ impl Actor<'_> {
         if vm.ledger.incarnation < lived {
             let ledger = Ledger { incarnation: lived, ..vm.ledger.clone() };
             self.write_ledger(vm, &ledger)?;
-        } else if vm.record != Record::Missing {
-            // It may have been written a moment ago, and its name need not reach the disk before the other's removal does.
-            let folder = self.layout.vm_dir(&vm.name);
-            self.host.sync_folder(&folder).map_err(|error| ActError::one("making ledger.json durable", error))?;
         }
         let path = self.layout.handles(&vm.name);
         match vm.record {

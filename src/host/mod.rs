@@ -404,21 +404,9 @@ pub trait HostOps: HostView + devices::DeviceOps {
     /// Makes a folder of stead's own (0700) with its parents; true when it was not there.
     fn make_folder(&self, path: &Path) -> io::Result<bool>;
 
-    /// Makes a folder (0700) in one that is there; true when it was not there. Its own name is only as durable as the next
-    /// [`HostOps::sync_folder`] of that one makes it.
-    fn make_unsynced_folder(&self, path: &Path) -> io::Result<bool>;
-
     /// Writes a file so that after a crash either the old or the new content is there, and the new one once this returns:
     /// temporary file in the same folder, fsync, rename, fsync of the folder (rename(2), fsync(2)). Mode 0600.
     fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
-
-    /// Writes a file so that after a power cut either the old or the new content is there, whole: as [`HostOps::write_durable`]
-    /// without the fsync of the folder. Any later one makes it durable. Mode 0600.
-    fn write_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
-
-    /// Makes every name in a folder as durable as [`HostOps::write_durable`] does, and with it each file that
-    /// [`HostOps::write_whole`] wrote there.
-    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 
     /// Writes a file that need not survive a power cut, all or nothing for its readers. Mode 0600.
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
@@ -430,7 +418,7 @@ pub trait HostOps: HostView + devices::DeviceOps {
     /// there was none.
     fn set_aside(&self, path: &Path) -> io::Result<Option<PathBuf>>;
 
-    /// Removes what a crashed writer of any of these left in this folder; gives how many.
+    /// Removes what a crashed [`HostOps::write_durable`] left in this folder; gives how many.
     fn sweep_temporaries(&self, folder: &Path) -> io::Result<usize>;
 
     /// Cuts a log that has grown past `limit` bytes down to its newest half; true when it was cut.

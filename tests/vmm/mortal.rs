@@ -242,20 +242,8 @@ impl HostOps for Mortal {
         }
         self.io_effect(|| self.real.make_folder(path))
     }
-    fn make_unsynced_folder(&self, path: &Path) -> io::Result<bool> {
-        if self.real.exists(path)? {
-            return Ok(false);
-        }
-        self.io_effect(|| self.real.make_unsynced_folder(path))
-    }
     fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.io_effect(|| self.real.write_durable(path, bytes))
-    }
-    fn write_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.io_effect(|| self.real.write_whole(path, bytes))
-    }
-    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        self.io_effect(|| self.real.sync_folder(folder))
     }
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.io_effect(|| self.real.write_file(path, bytes))

@@ -22,8 +22,6 @@ const STATE_FILE_MAX: u64 = 16 << 20;
 pub(super) enum Durability {
     /// The end of this process.
     Process,
-    /// A power cut, if not this file then the one that it replaced.
-    Whole,
     /// A power cut.
     PowerCut,
 }
@@ -157,22 +155,15 @@ pub(super) fn make_folder(path: &Path) -> io::Result<bool> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_folder(parent)?;
     }
-    let is_new = make_unsynced_folder(path)?;
-    if is_new {
-        // What is made durable in it is so only if the folder itself is.
-        sync_folder_of(path)?;
-    }
-    Ok(is_new)
-}
-
-/// Makes a folder in one that is there; true when it was not there.
-pub(super) fn make_unsynced_folder(path: &Path) -> io::Result<bool> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(true),
-        // A link to a folder is the user's own arrangement.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(false),
-        Err(error) => Err(error),
+        Ok(()) => {}
+        // Somebody was faster; so it is there.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(error),
     }
+    // What is made durable in it is so only if the folder itself is.
+    sync_folder_of(path)?;
+    Ok(true)
 }
 
 /// Writes a file, all or nothing.
@@ -191,17 +182,13 @@ fn write_temporary(path: &Path, bytes: &[u8], durability: Durability) -> io::Res
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW).open(path)?;
     file.write_all(bytes)?;
     // Before the rename: else a power cut may leave the new name with no content.
-    if durability == Durability::Process { Ok(()) } else { file.sync_all() }
+    if durability == Durability::PowerCut { file.sync_all() } else { Ok(()) }
 }
 
 /// Makes what was renamed, made or removed at `path` durable: names are content of their folder (fsync(2)).
 pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
-    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-}
-
-/// Makes all that was renamed, made or removed in a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    OpenOptions::new().read(true).custom_flags(O_DIRECTORY).open(folder)?.sync_all()
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    OpenOptions::new().read(true).custom_flags(O_DIRECTORY).open(parent)?.sync_all()
 }
 
 /// Where a file is written before it gets this name.

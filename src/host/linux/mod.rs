@@ -231,20 +231,8 @@ impl HostOps for LinuxHost {
         files::make_folder(path)
     }
 
-    fn make_unsynced_folder(&self, path: &Path) -> io::Result<bool> {
-        files::make_unsynced_folder(path)
-    }
-
     fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         files::write(path, bytes, files::Durability::PowerCut)
-    }
-
-    fn write_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        files::write(path, bytes, files::Durability::Whole)
-    }
-
-    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        files::sync_folder(folder)
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -67,18 +67,7 @@ fn no_folder(world: &World, path: &Path) -> io::Result<()> {
     if world.files.at(path) == Some(Node::Folder) { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
 }
 
-/// What of a written file is synced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Syncs {
-    Nothing,
-    /// Its content.
-    File,
-    /// Its name too.
-    FileAndFolder,
-}
-
-/// Writes a file by way of a temporary one, and then syncs what `syncs` says.
-fn write(world: &mut World, path: &Path, bytes: &[u8], syncs: Syncs) -> io::Result<()> {
+fn write(world: &mut World, path: &Path, bytes: &[u8], is_durable: bool) -> io::Result<()> {
     no_folder(world, path)?;
     world.need_room(path)?;
     let temporary = temporary(path);
@@ -88,11 +77,11 @@ fn write(world: &mut World, path: &Path, bytes: &[u8], syncs: Syncs) -> io::Resu
     let id = world.files.create(&temporary, now)?;
     let content = world.content(bytes);
     world.files.write(id, content);
-    if syncs != Syncs::Nothing {
+    if is_durable {
         world.files.sync_file(id);
     }
     world.files.rename(vec![(temporary, None), (path.to_owned(), Some(Node::File(id)))]);
-    if syncs == Syncs::FileAndFolder {
+    if is_durable {
         world.files.sync_folder(folder_of(path));
     }
     Ok(())
@@ -160,43 +149,15 @@ impl HostOps for SimHost {
         self.effect(on_file("make_folder", path).with_half(), half, |world| make_folder(world, path))
     }
 
-    fn make_unsynced_folder(&self, path: &Path) -> io::Result<bool> {
-        if self.look(|world| world.files.at(path) == Some(Node::Folder)) {
-            return Ok(false);
-        }
-        self.effect(on_file("make_unsynced_folder", path), nothing, |world| {
-            world.need_room(path)?;
-            world.files.make_folder(path)?;
-            Ok(true)
-        })
-    }
-
     fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let half = |world: &mut World| half_write(world, path, bytes);
         let what = on_file("write_durable", path).with_half().or_done(SYNC);
-        self.effect(what, half, |world| write(world, path, bytes, Syncs::FileAndFolder))
-    }
-
-    fn write_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let half = |world: &mut World| half_write(world, path, bytes);
-        self.effect(on_file("write_whole", path).with_half(), half, |world| write(world, path, bytes, Syncs::File))
-    }
-
-    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        let what = effect("sync_folder", folder.display().to_string(), &[EIO]).or_done(SYNC);
-        self.effect(what, nothing, |world| match world.files.at(folder) {
-            Some(Node::Folder) => {
-                world.files.sync_folder(folder);
-                Ok(())
-            }
-            Some(_) => Err(io::ErrorKind::NotADirectory.into()),
-            None => Err(io::ErrorKind::NotFound.into()),
-        })
+        self.effect(what, half, |world| write(world, path, bytes, true))
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let half = |world: &mut World| half_write(world, path, bytes);
-        self.effect(on_file("write_file", path).with_half(), half, |world| write(world, path, bytes, Syncs::Nothing))
+        self.effect(on_file("write_file", path).with_half(), half, |world| write(world, path, bytes, false))
     }
 
     fn remove_file(&self, path: &Path, durable: bool) -> io::Result<bool> {
