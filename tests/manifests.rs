@@ -318,7 +318,8 @@ fn without_permission_to_read_a_source_is_incomplete() {
         fs::copy(env!("CARGO_BIN_EXE_stead"), &copy).unwrap();
         let mut command = std::process::Command::new(copy);
         std::os::unix::process::CommandExt::uid(&mut command, 65_534);
-        let output = command.arg("validate").arg(folder.0.path()).output().unwrap();
+        // A home of its own: whose this is it could not look into either, and would say so before it reads a manifest.
+        let output = command.arg("validate").arg(folder.0.path()).env("HOME", folder.0.path()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("Permission denied"), "{text}");
