@@ -155,6 +155,12 @@ impl Disk {
         self.mode == DiskMode::Direct && !self.read_only
     }
 
+    /// Whether it is a snapshot that the VM writes to, which takes device-mapper or an overlay. Of one that it only reads there is
+    /// nothing to be made.
+    pub fn is_written_snapshot(&self) -> bool {
+        self.mode == DiskMode::Snapshot && self.has_own_file()
+    }
+
     /// Whether the VM has a file of its own for this disk. One that only reads needs no copy-on-write file: it is given the
     /// image itself.
     pub fn has_own_file(&self) -> bool {

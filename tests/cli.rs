@@ -2,16 +2,18 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests do by hand what stead does through its seam")]
 
+mod prepared;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prepared::home::Home;
 use stead::control::{self, Handler, Reply, Request};
-use stead::names::{Layout, StateId};
 
 /// Longest wait for anything here; reached only by a failure.
 const BOUND: Duration = Duration::from_secs(20);
@@ -35,46 +37,15 @@ const COMMANDS: [&str; 16] = [
     "completions",
 ];
 
-/// Folders of one test, and the command that uses them.
-struct Home(tempfile::TempDir);
-
 impl Home {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().canonicalize().unwrap().join(name)
-    }
-
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STEAD_")) {
-            command.env_remove(name);
-        }
-        command.args(args).env_remove("NO_COLOR").env("TERM", "xterm").stdin(Stdio::null());
-        for (variable, folder) in [("MANIFESTS", "manifests"), ("STATE_DIR", "state"), ("RUN_DIR", "run")] {
-            command.env(format!("STEAD_{variable}"), self.path(folder));
-        }
+        let mut command = self.under(&[], args);
+        command.env_remove("NO_COLOR").env("TERM", "xterm");
         command
     }
 
     fn stead(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
-    }
-
-    /// A state as an earlier stead left it.
-    fn with_state(self) -> (Self, Layout) {
-        let (state, run) = (self.path("state"), self.path("run"));
-        let id = StateId::derive("machine", &state);
-        let layout = Layout::new(id, state.clone(), &run).unwrap();
-        for folder in [&state, &run, &layout.run_dir, &layout.vms()] {
-            fs::create_dir(folder).unwrap();
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
-        }
-        let record = serde_json::json!({"version": 1, "id": id, "run_dir": run});
-        fs::write(state.join("id"), record.to_string()).unwrap();
-        (self, layout)
     }
 }
 
@@ -154,6 +125,7 @@ fn a_bad_command_line_never_exits_with_the_status_of_a_failed_vm() {
 #[test]
 fn looking_at_a_state_that_is_not_there_finds_nothing_and_makes_nothing() {
     let home = Home::new();
+    fs::remove_dir(home.path("manifests")).unwrap();
     for (args, out) in [
         (&["get"][..], ""),
         (&["get", "-o", "name"], ""),

@@ -153,11 +153,6 @@ impl Home {
         let file = self.write("config.yaml", &format!("apiVersion: stead.dev/v1alpha1\nkind: Configuration\n{text}"));
         self.command(args).env("STEAD_CONFIG", file).env_remove("STEAD_MANIFESTS").output().unwrap()
     }
-
-    fn with_state(self) -> (Self, Layout) {
-        let layout = self.layout();
-        (self, layout)
-    }
 }
 
 fn manifest(name: &str, kernel: &Path) -> String {

@@ -280,6 +280,8 @@ mod tests {
         assert_eq!(new(&mut tail), ["3", "4"]);
         assert_eq!(new(&mut tail), [""; 0]);
     }
+
+    /// What is new, of a log in which nothing was lost.
     fn new(tail: &mut Tail) -> Vec<String> {
         let News { entries, may_lack } = tail.read_new().unwrap();
         assert!(!may_lack, "nothing was lost");

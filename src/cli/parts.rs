@@ -16,7 +16,7 @@ use crate::names::VmName;
 use crate::plan::claims::Claims;
 use crate::plan::disks::no_device_mapper;
 use crate::plan::{Plan, show};
-use crate::spec::{Disk, DiskMode, Vm, VmmChoice};
+use crate::spec::{Disk, Vm, VmmChoice};
 
 /// The real host.
 pub(super) fn host(settings: &Settings) -> Result<Arc<dyn HostOps>, CliError> {
@@ -102,8 +102,7 @@ fn image_clashes(desired: &Desired) -> Vec<Problem> {
 
 /// Snapshot disks on a host that has no device-mapper. The host is asked only if there are any.
 fn host_lacks(desired: &Desired, settings: &Settings) -> Result<Vec<Problem>, CliError> {
-    let snapshot =
-        |vm: &Vm| vm.spec.disks.iter().find(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file()).cloned();
+    let snapshot = |vm: &Vm| vm.spec.disks.iter().find(|disk| disk.is_written_snapshot()).cloned();
     let with_snapshot: Vec<_> = declarations(desired)
         .filter_map(|(name, declaration)| {
             let vm = declaration.vm.as_ref().ok().filter(|vm| vm.spec.vmm != VmmChoice::Qemu)?;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::desired::{Desired, SourceName};
 use crate::host::checkup::{Bridge, Checkup, Folder, Room};
 use crate::names::VmName;
-use crate::spec::{DiskMode, VmSpec, VmmChoice};
+use crate::spec::{Disk, VmSpec, VmmChoice};
 
 /// Everything that was looked at.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ impl Needs {
     pub fn add(&mut self, spec: &VmSpec) {
         self.threads += u64::from(spec.cpus) + THREADS_A_VMM;
         // One over the image, which VMs share at best, and one over what is written.
-        let snapshots = spec.disks.iter().filter(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file());
+        let snapshots = spec.disks.iter().filter(|disk| disk.is_written_snapshot());
         self.loops += 2 * snapshots.count() as u64;
     }
 }
@@ -156,8 +156,7 @@ impl Manifests {
                 VmmChoice::Auto => &mut all.either,
             };
             asks.get_or_insert_with(|| name.clone());
-            let mut disks = spec.disks.iter();
-            if spec.vmm != VmmChoice::Qemu && disks.any(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file()) {
+            if spec.vmm != VmmChoice::Qemu && spec.disks.iter().any(Disk::is_written_snapshot) {
                 let is_worse = matches!(all.snapshot, None | Some((_, VmmChoice::Auto)));
                 if is_worse {
                     all.snapshot = Some((name.clone(), spec.vmm));

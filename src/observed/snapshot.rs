@@ -227,27 +227,28 @@ impl Looker<'_> {
             let to_ask = vec![handles.identity_socket.as_ref().unwrap_or(&handles.api_socket).clone()];
             return Sockets { all, to_ask };
         }
-        let found = self.scan.sockets(self.view, &self.layout.run_dir, &self.layout.uid(name).short());
-        let mut sockets: BTreeMap<Incarnation, bool> = BTreeMap::new();
-        for (incarnation, is_identity) in found.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
-            *sockets.entry(incarnation).or_default() |= is_identity;
+        // Of each life, whether it has an identity socket.
+        let mut lives: BTreeMap<Incarnation, bool> = BTreeMap::new();
+        let names = self.scan.sockets(self.view, &self.layout.run_dir, &self.layout.uid(name).short());
+        for (incarnation, is_identity) in names.iter().filter_map(|entry| self.layout.read_socket_name(name, entry)) {
+            *lives.entry(incarnation).or_default() |= is_identity;
         }
         if latest > Incarnation::default() {
             let exists = |path: &Path| self.view.exists(path).unwrap_or(true);
             let has_identity = exists(&self.layout.identity_socket(name, latest));
             if has_identity || exists(&self.layout.api_socket(name, latest)) {
-                *sockets.entry(latest).or_default() |= has_identity;
+                *lives.entry(latest).or_default() |= has_identity;
             }
         }
-        let api = |incarnation: &Incarnation| self.layout.api_socket(name, *incarnation);
-        let identity = |incarnation: &Incarnation| self.layout.identity_socket(name, *incarnation);
-        let mut found = Sockets::default();
-        for (incarnation, has_identity) in &sockets {
-            found.all.push(api(incarnation));
-            found.all.extend(has_identity.then(|| identity(incarnation)));
-            found.to_ask.push(if *has_identity { identity(incarnation) } else { api(incarnation) });
+        let mut sockets = Sockets::default();
+        for (incarnation, has_identity) in lives {
+            let api = self.layout.api_socket(name, incarnation);
+            let identity = has_identity.then(|| self.layout.identity_socket(name, incarnation));
+            sockets.to_ask.push(identity.as_ref().unwrap_or(&api).clone());
+            sockets.all.push(api);
+            sockets.all.extend(identity);
         }
-        found
+        sockets
     }
 }
 

@@ -11,7 +11,7 @@ use crate::desired::{Declaration, Desired, Origin};
 use crate::host::{GuestState, HostFacts};
 use crate::names::VmName;
 use crate::observed::{Fact, Guest, ObservedVm, Record, VmmProcess};
-use crate::spec::{DiskMode, PowerState, RestartPolicy, UpdatePolicy, Vm, VmSpec, VmmChoice, VmmKind};
+use crate::spec::{PowerState, RestartPolicy, UpdatePolicy, Vm, VmSpec, VmmChoice, VmmKind};
 use crate::state::{ExitStatus, Handles, Ledger, Phase};
 use crate::time::Now;
 
@@ -326,7 +326,7 @@ impl Context<'_> {
 
     /// Which VMM runs it: the one asked for, else the one that `auto` was settled on, else the best there is.
     fn choose_vmm(&self, spec: &VmSpec, observed: &ObservedVm, ledger: &Ledger) -> Result<VmmKind, String> {
-        let snapshot = spec.disks.iter().find(|disk| disk.mode == DiskMode::Snapshot && disk.has_own_file());
+        let snapshot = spec.disks.iter().find(|disk| disk.is_written_snapshot());
         let firecracker = || match (&self.facts.firecracker, &self.facts.kvm, &self.facts.device_mapper, snapshot) {
             (Err(why), ..) | (_, Err(why), ..) => Err(why.clone()),
             // A disk that was made elsewhere says more about what is wrong than the lack of device-mapper here does.

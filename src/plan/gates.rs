@@ -82,7 +82,7 @@ pub fn decide<'a>(
     // Wanted now, or as soon as their wait is over: one change of the manifests is one batch, and is judged as one.
     let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
     let begun = |name: &VmName| {
-        let deletion = gates.deletions.iter().find(|deletion| deletion.name == *name && !deletion.over)?;
+        let deletion = gates.let_through().find(|deletion| deletion.name == *name)?;
         let since = absences.since.get(name)?;
         // One that was declared again since was not deleted then, and is asked about anew.
         (deletion.at.boot_id == since.boot_id && deletion.at.boot_ms >= since.boot_ms).then_some(())

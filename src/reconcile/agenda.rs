@@ -99,8 +99,7 @@ impl Agenda {
     /// That of a stead that has just begun, and has listed nothing yet. What an earlier one let through goes on, if it is
     /// still absent.
     pub fn new(policy: Policy, allow: AllowPrune, only: Option<VmName>, gates: &GateState, now: &Now) -> Self {
-        let let_through = gates.deletions.iter().filter(|deletion| !deletion.over);
-        let let_through = let_through.map(|deletion| (deletion.name.clone(), deletion.at.clone()));
+        let let_through = gates.let_through().map(|deletion| (deletion.name.clone(), deletion.at.clone()));
         Self {
             policy,
             allow,

@@ -24,7 +24,7 @@ use crate::names::VmName;
 use crate::observed::ObservedVm;
 use crate::observed::snapshot::Shared as SharedLook;
 use crate::plan::{AllowPrune, Hold, Plan, gates};
-use crate::state::{Deletion, GateState, encode};
+use crate::state::{GateState, encode};
 use crate::wakeups::{OVERDUE, Reason};
 
 /// How soon a VM is looked at again of which something is being freed by a call that hangs.
@@ -309,10 +309,15 @@ impl Engine {
     /// A VM that is declared again is no longer one whose deletion was let through. Known before it has its turn: else the next
     /// stead, which has seen nothing of this, would go on with that deletion once its manifest is gone again.
     fn end_deletion(&self, name: &VmName) {
+        // In a statement of its own, and without a copy where there is nothing to end, as in nearly every turn.
+        let is_let_through = worker::lock(&self.shared.gates).let_through().any(|deletion| deletion.name == *name);
+        if !is_let_through {
+            return;
+        }
         let mut gates = self.gates();
-        let ends = |deletion: &&mut Deletion| deletion.name == *name && !deletion.over;
-        let Some(deletion) = gates.deletions.iter_mut().find(ends) else { return };
-        deletion.over = true;
+        for deletion in gates.deletions.iter_mut().filter(|deletion| deletion.name == *name) {
+            deletion.over = true;
+        }
         if let Err(error) = self.commit(&gates) {
             // Its next turn tries again.
             tracing::warn!(vm = %name, "writing {}: {error}", self.stead().layout.gates().display());

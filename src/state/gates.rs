@@ -19,6 +19,13 @@ pub struct GateState {
     pub approval: Option<Approval>,
 }
 
+impl GateState {
+    /// The deletions that go on for as long as their VMs are absent.
+    pub fn let_through(&self) -> impl Iterator<Item = &Deletion> {
+        self.deletions.iter().filter(|deletion| !deletion.over)
+    }
+}
+
 /// One deletion by absence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {

@@ -45,6 +45,12 @@ impl Home {
         layout
     }
 
+    /// The same with a state as an earlier stead left it.
+    pub fn with_state(self) -> (Self, Layout) {
+        let layout = self.layout();
+        (self, layout)
+    }
+
     /// The command, given to another one to be run, such as unshare(1); by itself where none is named.
     pub fn under(&self, wrapper: &[&str], args: &[&str]) -> Command {
         let line: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_stead")]).collect();

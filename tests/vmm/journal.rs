@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 
 use crate::bed::{BOUND, Host, Vmm, manifest};
 
@@ -26,6 +27,14 @@ fn fields(mut bytes: &[u8]) -> BTreeMap<String, String> {
     fields
 }
 
+/// A socket that stands where the journal's does for this host.
+fn journal_of(host: &Host) -> (PathBuf, UnixDatagram) {
+    let path = host.root.path().join("journal.sock");
+    let journal = UnixDatagram::bind(&path).unwrap();
+    journal.set_read_timeout(Some(BOUND)).unwrap();
+    (path, journal)
+}
+
 /// The entry that tells of a start.
 fn start_of_web(journal: &UnixDatagram) -> BTreeMap<String, String> {
     let mut entry = vec![0; 64 << 10];
@@ -43,9 +52,7 @@ fn start_of_web(journal: &UnixDatagram) -> BTreeMap<String, String> {
 #[test]
 fn a_pass_of_a_timer_tells_the_journal_as_the_daemon_does() {
     let mut host = Host::new();
-    let path = host.root.path().join("journal.sock");
-    let journal = UnixDatagram::bind(&path).unwrap();
-    journal.set_read_timeout(Some(BOUND)).unwrap();
+    let (path, journal) = journal_of(&host);
     host.apply("web.yaml", &manifest("web", Vmm::Firecracker));
     host.once_with_journal(&path);
     let started = start_of_web(&journal);
@@ -57,9 +64,7 @@ fn a_pass_of_a_timer_tells_the_journal_as_the_daemon_does() {
 #[test]
 fn lines_go_to_the_journal_with_their_fields_where_standard_error_leads_there() {
     let mut host = Host::new();
-    let path = host.root.path().join("journal.sock");
-    let journal = UnixDatagram::bind(&path).unwrap();
-    journal.set_read_timeout(Some(BOUND)).unwrap();
+    let (path, journal) = journal_of(&host);
     host.start_daemon_with_journal(&path, true);
     host.apply("web.yaml", &manifest("web", Vmm::Firecracker));
     host.running("web");

@@ -289,6 +289,7 @@ mod tests {
         let error = join(root.path(), scope, "stead-none.scope", Instant::now() + TIME).unwrap_err();
         assert!(error.to_string().contains("stead.holder"), "{error}");
     }
+
     #[test]
     fn who_waits_for_who_asks_has_the_same_answer_and_gives_up_by_itself() {
         const SCOPE: &str = "stead.slice/stead-1.scope";

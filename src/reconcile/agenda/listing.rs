@@ -99,8 +99,7 @@ impl Agenda {
         let now = now.deadline(Duration::ZERO);
         self.absences.since.retain(|name, _| !self.desired.vms.contains_key(name));
         // One whose deletion was let through waits no more.
-        let let_through = gates.deletions.iter().filter(|deletion| !deletion.over);
-        let let_through: BTreeSet<&VmName> = let_through.map(|deletion| &deletion.name).collect();
+        let let_through: BTreeSet<&VmName> = gates.let_through().map(|deletion| &deletion.name).collect();
         for name in undeclared {
             let since = self.absences.since.entry(name.clone()).or_insert_with(|| now.clone());
             if !let_through.contains(name) {
