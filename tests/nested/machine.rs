@@ -253,14 +253,21 @@ impl Machine {
     /// Has the kernel inside say which of its tasks are blocked and what its CPUs do, if it still can
     /// (`Documentation/admin-guide/sysrq.rst`).
     fn ask_kernel(&mut self) {
-        for key in ["9", "w", "l", "m"] {
+        for key in ["9", "w", "l", "m", "q"] {
             let line = format!("sendkey alt-sysrq-{key}");
             self.qmp.ask("human-monitor-command", &json!({"command-line": line}));
             std::thread::sleep(Duration::from_millis(300));
         }
-        let registers = self.qmp.ask("human-monitor-command", &json!({"command-line": "info registers -a"}));
-        let registers = registers.as_str().unwrap_or_default().replace("\r\n", "\n");
-        let _ = fs::write(self.log.with_extension("registers"), registers);
+        // Twice, to tell what stands still from what goes on.
+        let mut said = String::new();
+        for question in
+            ["info status", "info registers -a", "info lapic", "info pic", "info registers -a", "info lapic"]
+        {
+            let answer = self.qmp.ask("human-monitor-command", &json!({"command-line": question}));
+            said += &format!("--- {question}\n{}\n", answer.as_str().unwrap_or_default().replace("\r\n", "\n"));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let _ = fs::write(self.log.with_extension("registers"), said);
     }
 
     /// What came from inside last, and where all of it is.
