@@ -11,7 +11,7 @@ Examples:
   stead plan                   shows the deletions that wait, and their digest
   stead approve 3f9a1c         lets exactly those through
 
-Any change to what would be deleted voids an approval.")]
+Any change to what would be deleted voids an approval; so do a day and a reboot.")]
 pub struct Args {
     /// The digest that `stead plan` shows
     digest: String,

@@ -22,7 +22,8 @@ pub struct Verdicts {
     by_vm: BTreeMap<VmName, Verdict>,
     /// The digest of the deletions that the prune cap holds back: what `stead approve` takes.
     pub digest: Option<String>,
-    /// What the gates must remember, durably, before the first of the deletions that they let through now begins.
+    /// What the gates must remember, durably, before the first of the deletions that they let through now begins; or that an
+    /// approval is void.
     /// `None` when they remember it already.
     pub commit: Option<GateState>,
 }
@@ -122,7 +123,7 @@ pub fn decide<'a>(
     let of = recent.iter().map(|deletion| deletion.of).chain([applied + unseen.stuck]).max().unwrap_or(0);
     let exceeds = deletions > policy.prune_free && deletions * 2 > of;
     let digest = digest(&batch);
-    let approved = gates.approval.as_ref().is_some_and(|approval| approval.digest == digest);
+    let approved = gates.approval.as_ref().is_some_and(|approval| approval.is_for(&digest, now));
     let is_held = exceeds && !approved && batch.len() > allow.0;
     for (name, _) in &wanted {
         let verdict = if is_held { Verdict::Hold(Hold::PruneCap { deletions, of }) } else { Verdict::Delete };
@@ -130,6 +131,8 @@ pub fn decide<'a>(
     }
     if is_held {
         verdicts.digest = Some(digest);
+        // It was for another plan: should that be made again, it is asked about again.
+        verdicts.commit = gates.approval.is_some().then(|| GateState { approval: None, ..gates.clone() });
     } else {
         // The whole batch is let through at once: its first deletion must not make another batch of the rest. An approval is
         // for one plan, and is used up.

@@ -1,6 +1,7 @@
 //! What `restart`, `delete`, `approve` and `adopt` ask for, written down where the next look finds it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Memory, Stead};
 use crate::act;
@@ -93,8 +94,8 @@ pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, 
         }
         Some(_) => {}
     }
-    let approved =
-        GateState { version: FORMAT_VERSION, approval: Some(Approval { digest: digest.to_owned() }), ..gates.clone() };
+    let approval = Approval { digest: digest.to_owned(), at: Some(stead.host.now().deadline(Duration::ZERO)) };
+    let approved = GateState { version: FORMAT_VERSION, approval: Some(approval), ..gates.clone() };
     match stead.host.write_durable(&stead.layout.gates(), &encode(&approved)) {
         Ok(()) => {
             *gates = approved;

@@ -1,9 +1,11 @@
 //! STATE/gates.json: the recent deletions that the prune cap counts, and approvals not yet used.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::names::VmName;
-use crate::time::Deadline;
+use crate::time::{Deadline, Now};
 
 /// What the gates remember between passes and across restarts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,4 +47,42 @@ pub struct Deletion {
 pub struct Approval {
     /// The digest of the plan that was shown.
     pub digest: String,
+    /// When it was given. One without it, of an older stead, lets nothing through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Deadline>,
+}
+
+impl Approval {
+    /// For how long it counts: until the next pass of any timer, and not until the same VMs are gone again some other day.
+    const LASTS: Duration = Duration::from_secs(24 * 60 * 60);
+
+    /// Whether it lets this plan through now.
+    pub fn is_for(&self, digest: &str, now: &Now) -> bool {
+        let age = self.at.as_ref().and_then(|at| now.since(at));
+        self.digest == digest && age.is_some_and(|age| age < Self::LASTS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::BootId;
+
+    #[test]
+    fn an_approval_is_for_one_plan_one_day_and_one_boot() {
+        let at = |boot: &str, seconds: u64| Now {
+            boot_id: BootId(boot.into()),
+            boot_ms: seconds * 1000,
+            wall: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let given = Some(at("a", 10).deadline(Duration::ZERO));
+        let approval = Approval { digest: "3f9a1c".to_owned(), at: given };
+        let day = 24 * 60 * 60;
+        assert!(approval.is_for("3f9a1c", &at("a", 10)));
+        assert!(approval.is_for("3f9a1c", &at("a", 9 + day)));
+        for (digest, now) in [("3f9a1d", at("a", 10)), ("3f9a1c", at("a", 10 + day)), ("3f9a1c", at("b", 11))] {
+            assert!(!approval.is_for(digest, &now), "{digest} {now:?}");
+        }
+        assert!(!Approval { at: None, ..approval }.is_for("3f9a1c", &at("a", 10)), "of an older stead");
+    }
 }
