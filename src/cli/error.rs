@@ -102,7 +102,7 @@ impl CliError {
                 StateError::RunDirTooLong(_) => Reason::RunDirTooLong,
                 StateError::Io { .. } => Reason::StateInaccessible,
             },
-            Self::Configuration(_) => Reason::ConfigurationInvalid,
+            Self::Configuration(ConfigurationError::Invalid(_)) => Reason::ConfigurationInvalid,
             Self::Lock(LockError::Held { .. }) => Reason::LockHeld,
             Self::Lock(LockError::Io { .. }) => Reason::LockFailed,
             Self::Reconcile(error) => match error {
@@ -120,7 +120,7 @@ impl CliError {
                 ControlError::Io { .. } => Reason::DaemonUnreachable,
             },
             Self::Setting { .. } | Self::Usage { .. } => Reason::BadRequest,
-            Self::Io { .. } => Reason::SystemRefused,
+            Self::Configuration(ConfigurationError::Unread { .. }) | Self::Io { .. } => Reason::SystemRefused,
             Self::Watch(_) => Reason::WatchFailed,
             Self::Format(_) => Reason::Bug,
             Self::Output(_) | Self::ReaderGone => Reason::OutputFailed,
@@ -133,7 +133,7 @@ impl CliError {
             Self::Lock(LockError::Held { .. }) => Exit::Locked,
             Self::ReaderGone => Exit::Converged,
             // What the kernel refused may be there in a moment: a folder that is not mounted yet.
-            Self::State(StateError::Io { .. }) => Exit::Failed,
+            Self::State(StateError::Io { .. }) | Self::Configuration(ConfigurationError::Unread { .. }) => Exit::Failed,
             Self::Setting { .. } | Self::Configuration(_) | Self::State(_) => Exit::Misconfigured,
             _ => Exit::Failed,
         }

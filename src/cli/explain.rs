@@ -83,7 +83,9 @@ word below. What is wrong with a manifest or the configuration is told with file
         (
             About::Command,
             "Of commands that could not run",
-            "Below the error, on standard error. The exit status is 1; for `LockHeld` 75, and 78 where the same again would end the same way.",
+            "Below the error, on standard error. The exit status is 1; for `LockHeld` 75; and 78 where the same again would end the same way: for \
+             `ConfigurationInvalid`, `RunDirTooLong`, `StateCorrupt`, `StateNewer`, `StateNoFolder`, `StateOfAnotherRunDir`, \
+             `StateOfAnotherUser`, `StateWritableByOthers`, and a flag or a variable that cannot be used.",
         ),
     ] {
         text += &format!("\n## {title}\n\n{where_seen}\n\n| reason | what it means | what to do |\n|---|---|---|\n");

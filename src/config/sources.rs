@@ -3,7 +3,6 @@
 //! Read as manifests are: types of its own that a JSON Schema is made of, and every error at once, each with its place.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -235,27 +234,42 @@ enum VerifyMode {
     Tag,
 }
 
-/// Why a configuration is no good: every reason, each with its place.
+/// Why there is no configuration to go by.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub struct ConfigurationError(Vec<String>);
+pub enum ConfigurationError {
+    /// It is no good: every reason, each with its place.
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+    /// It cannot be read now, and may be in a moment.
+    #[error("could not read {}", path.display())]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// Reads the configuration file; `None` when there is none.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// Everything that is wrong with it, or why it could not be read.
 pub fn read_configuration(file: &Path) -> Result<Option<Configured>, ConfigurationError> {
-    let failed = |why: &dyn fmt::Display| ConfigurationError(vec![format!("{}: {why}", file.display())]);
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text).map(Some).map_err(|findings| {
             let line = |finding: Finding| {
                 let hint = finding.hint.map_or_else(String::new, |hint| format!(" ({hint})"));
                 format!("{}:{}:{}: {}{hint}", file.display(), finding.place.0, finding.place.1, finding.message)
             };
-            ConfigurationError(findings.into_iter().map(line).collect())
+            ConfigurationError::Invalid(findings.into_iter().map(line).collect())
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(&error)),
+        // No text at all: to read it again helps no more than with any other that is no good.
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory) => {
+            Err(ConfigurationError::Invalid(vec![format!("{}: {error}", file.display())]))
+        }
+        Err(source) => Err(ConfigurationError::Unread { path: file.to_owned(), source }),
     }
 }
 
