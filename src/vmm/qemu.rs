@@ -67,7 +67,16 @@ impl FromStr for Accel {
 /// What the guest's kernel must be told when nothing but QEMU's emulation runs it. Under TCG the machine's timers are too
 /// slow to calibrate the time-stamp counter against, and 4 of 10 boots of a stock kernel hung in that: the frequency is
 /// given instead, and the check of the timer interrupt is left out.
-const TCG_KERNEL_ARGS: &str = "tsc_early_khz=2300000 no_timer_check";
+const TCG_KERNEL_ARGS: [&str; 2] = ["tsc_early_khz=2300000", "no_timer_check"];
+
+/// A kernel's command line with those of [`TCG_KERNEL_ARGS`] that it does not set itself. They stand before it, since what is
+/// behind a `--` is init's (kernel-parameters, "Passing arguments to init").
+fn with_tcg_arguments(command_line: &str) -> String {
+    let name = |word: &str| word.split('=').next().unwrap_or_default().to_owned();
+    let is_missing = |arg: &&str| !command_line.split_ascii_whitespace().any(|word| name(word) == name(arg));
+    let parts = TCG_KERNEL_ARGS.into_iter().filter(is_missing).chain([command_line]);
+    parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
 
 /// The arguments. Values that people choose are passed as JSON or doubled commas, so that none of them is read as options.
 pub fn arguments(input: &LaunchInput<'_>) -> Vec<OsString> {
@@ -94,8 +103,7 @@ pub fn arguments(input: &LaunchInput<'_>) -> Vec<OsString> {
         args.pair("-initrd", initrd.as_os_str());
     }
     let command_line = super::kernel_command_line(spec);
-    let told = if kvm { command_line } else { format!("{command_line} {TCG_KERNEL_ARGS}").trim_start().to_owned() };
-    args.pair("-append", told);
+    args.pair("-append", if kvm { command_line } else { with_tcg_arguments(&command_line) });
 
     let console = option("file,id=console,append=on,path=", input.console_log, "");
     args.pair("-chardev", console);
@@ -221,7 +229,7 @@ mod tests {
         let mut input = input(&spec, VmmKind::Qemu, &[], &[]);
         let args = texts(&input);
         assert_eq!(value_of(&args, "-accel"), "tcg");
-        assert_eq!(value_of(&args, "-append"), "console=ttyS0 tsc_early_khz=2300000 no_timer_check");
+        assert_eq!(value_of(&args, "-append"), "tsc_early_khz=2300000 no_timer_check console=ttyS0");
         input.kvm_usable = true;
         let args = texts(&input);
         assert_eq!(value_of(&args, "-accel"), "kvm");
@@ -229,6 +237,13 @@ mod tests {
         assert_eq!(value_of(&args, "-append"), "console=ttyS0");
         input.accel = Accel::Tcg;
         assert_eq!(value_of(&texts(&input), "-accel"), "tcg");
+    }
+
+    #[test]
+    fn what_a_manifest_says_of_the_clock_is_what_the_emulated_kernel_is_told() {
+        let told = with_tcg_arguments("tsc_early_khz=3000000 quiet -- stay");
+        assert_eq!(told, "no_timer_check tsc_early_khz=3000000 quiet -- stay");
+        assert_eq!(with_tcg_arguments(""), "tsc_early_khz=2300000 no_timer_check");
     }
 
     #[test]
