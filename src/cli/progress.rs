@@ -44,7 +44,8 @@ impl Reporter {
             }
             Progress::Failed { vm, error } => {
                 self.acting.remove(&vm);
-                if !self.is_logged {
+                // A log that is asked for errors alone leaves this out: an exit status of 2 needs its reason all the same.
+                if !self.is_logged || !tracing::enabled!(target: "stead::reconcile", tracing::Level::WARN) {
                     let line = format!("{vm}: {} {}", self.term.err.bad("failed:"), one_line(&error));
                     self.complain(&line);
                 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::worker::lock;
 use super::{Memory, Stead};
@@ -143,15 +144,21 @@ fn record(stead: &Stead, memory: &Memory, Collected { orphan, freed }: &Collecte
     memory.record(stead, &Entry { vm, action: Some("collect".to_owned()), outcome: Some(outcome), ..entry });
 }
 
-/// Removes from the trash what has been there long enough.
+/// After so long what is left of the trash waits for the next survey: one that takes longer counts as hung.
+const TRASH_BOUND: Duration = Duration::from_secs(20);
+
+/// Removes from the trash what has been there long enough, one folder of disks at least.
 pub(super) fn empty_trash(stead: &Stead, memory: &Memory) {
     let trash = stead.layout.trash();
     let entries = match stead.host.list_folder(&trash) {
         Ok(entries) => entries,
         Err(error) => return tracing::warn!("listing {}: {error}", trash.display()),
     };
-    let now = u64::try_from(stead.host.now().wall.as_second()).unwrap_or_default();
+    let (began, now) = (Instant::now(), u64::try_from(stead.host.now().wall.as_second()).unwrap_or_default());
     for entry_name in entries.iter().filter(|entry| is_past(entry, now) || is_claimed(entry)) {
+        if began.elapsed() > TRASH_BOUND {
+            return;
+        }
         let folder = trash.join(entry_name);
         let removed =
             if is_claimed(entry_name) { remove_unused(stead, &folder) } else { claim_and_remove(stead, &folder) };
