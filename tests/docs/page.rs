@@ -27,6 +27,12 @@ pub const REASONS: &[(&str, &str)] = &[
 /// What may stand in a fence and is no command.
 const NO_COMMANDS: &[&str] = &["yaml", "ini", "json", "nginx", "rust", "text", "toml"];
 
+/// Whether a line of a block that nobody runs is one to be typed. What a screen shows has columns.
+fn is_command(line: &str) -> bool {
+    let typed = line.split(" #").next().unwrap_or_default().trim_end();
+    line.starts_with("$ ") || typed.starts_with("stead ") && !typed.contains("  ")
+}
+
 #[derive(Debug)]
 pub struct Page {
     /// From the project's folder.
@@ -171,7 +177,7 @@ impl Page {
             }
             ("yaml", None, None) if text.starts_with("apiVersion:") => Kind::Manifest { text },
             (language, None, None) if NO_COMMANDS.contains(&language) => {
-                if body.iter().any(|line| line.starts_with("$ ")) {
+                if body.iter().any(|line| is_command(line)) {
                     self.flaw(line, "commands in a block that is not marked as `console`");
                 }
                 return;
