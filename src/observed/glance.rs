@@ -53,8 +53,8 @@ impl Looker<'_> {
             changed.map(|known| known.name.clone()).collect()
         };
         let records = known.iter().filter_map(|known| known.observed.record.handles());
-        let accounted: HashSet<String> = records.flat_map(|handles| tags_of(&self.layout.state_id, handles)).collect();
-        let has_unaccounted = self.tagged(dumps).any(|object| !accounted.contains(&object.tag));
+        let accounted: HashSet<_> = records.flat_map(|handles| tags_of(&self.layout.state_id, handles)).collect();
+        let has_unaccounted = self.has_others(dumps, &accounted);
         Ok(Glance { changed, has_unaccounted })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The other looks begin at a VM and go by its names. This one begins at the host and finds what no VM leads to any more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use crate::desired::FileId;
 use crate::host::devices::{DmDevice, LoopDevice};
 use crate::host::{HostView, LockProbe, SocketPeer, Tap};
 use crate::names::{Layout, Owner, ShortUid, StateId, VmName};
-use crate::state::{Handles, LoopHandle};
+use crate::state::Handles;
 
 /// A kind of kernel object, in the order in which they are freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,7 +176,9 @@ impl Looker<'_> {
     fn account(&self, name: &VmName) -> Account {
         match self.read_record(name) {
             Err(why) => Account::Unknown(why),
-            Ok(Record::Valid(handles)) => Account::Names(tags_of(&self.layout.state_id, &handles)),
+            Ok(Record::Valid(handles)) => {
+                Account::Names(tags_of(&self.layout.state_id, &handles).map(Cow::into_owned).collect())
+            }
             Ok(Record::Flawed(why)) => Account::Unknown(format!("its record cannot be trusted: {why}")),
             Ok(Record::Missing) => match self.view.probe_lock(&self.layout.vmm_lock(name)) {
                 LockProbe::Free | LockProbe::NoFile => Account::Nothing,
@@ -216,6 +219,16 @@ impl Looker<'_> {
             Some(TaggedObject { kind: ObjectKind::Socket, name: path.clone(), tag: path, owner, in_use: None })
         });
         dm.chain(loops).chain(taps).chain(cgroups).chain(sockets)
+    }
+
+    /// Whether there are any of those beside these.
+    pub(super) fn has_others(&self, mut dumps: Dumps, tags: &HashSet<Cow<'_, str>>) -> bool {
+        // Nearly all are among these: nobody asks whose they are.
+        dumps.taps.retain(|tap| tap.alias.as_deref().is_none_or(|alias| !tags.contains(alias)));
+        dumps.dm_devices.retain(|dm| !tags.contains(dm.uuid.as_str()));
+        let parent = self.layout.cgroups();
+        dumps.cgroups.retain(|child| !tags.contains(format!("{parent}/{child}").as_str()));
+        self.tagged(dumps).any(|object| !tags.contains(object.tag.as_str()))
     }
 }
 
@@ -259,11 +272,11 @@ pub fn loop_key(tag: &str, backing: FileId) -> String {
 }
 
 /// The tags of everything that a record names, as [`TaggedObject::tag`] has them.
-pub(super) fn tags_of(state: &StateId, handles: &Handles) -> BTreeSet<String> {
-    let taps = handles.tap_devices.iter().map(|tap| handles.uid.tap_alias(state, &tap.interface));
-    let dm = handles.dm_devices.iter().map(|dm| dm.uuid.clone());
-    let of_loop = |handle: &LoopHandle| loop_key(&handle.tag, handle.backing);
+pub(super) fn tags_of<'a>(state: &StateId, handles: &'a Handles) -> impl Iterator<Item = Cow<'a, str>> {
+    let taps = handles.tap_devices.iter().map(move |tap| handles.uid.tap_alias(state, &tap.interface).into());
+    let dm = handles.dm_devices.iter().map(|dm| dm.uuid.as_str().into());
+    let loops = handles.loops.iter().map(|handle| loop_key(&handle.tag, handle.backing).into());
+    let cgroup = handles.cgroup.as_deref().map(Cow::from);
     let sockets = std::iter::once(&handles.api_socket).chain(&handles.identity_socket);
-    let sockets = sockets.map(|socket| socket.display().to_string());
-    taps.chain(dm).chain(handles.loops.iter().map(of_loop)).chain(handles.cgroup.clone()).chain(sockets).collect()
+    taps.chain(dm).chain(loops).chain(cgroup).chain(sockets.map(|socket| socket.to_string_lossy()))
 }

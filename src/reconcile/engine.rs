@@ -35,6 +35,8 @@ const REST_BOUND: Duration = Duration::from_secs(5);
 
 /// So many short turns at once keep a CPU busy: one waits for the disk while another computes.
 const TURNS_A_CPU: usize = 2;
+/// How many things that have happened are taken in before the loop turns, at most: each is a matter of microseconds.
+const AT_ONCE: usize = 32;
 
 pub(super) struct Engine {
     shared: Arc<Shared>,
@@ -143,7 +145,8 @@ impl Engine {
         let recorded = self.recorded()?;
         let woken = self.agenda.wake_all(recorded, reason);
         let Some(only) = self.agenda.only.clone() else {
-            self.passes.begin(reason, Depth::Thorough, Duration::ZERO, woken.len(), woken, looks);
+            self.passes.begin(reason, Depth::Thorough, looks);
+            self.passes.listed(woken.len(), woken);
             return Ok(());
         };
         // The others get no turn, but they may hold its images.
@@ -166,14 +169,15 @@ impl Engine {
     }
 
     fn pass(&mut self, depth: Depth) -> Result<(), ReconcileError> {
-        let (began, looks) = (Instant::now(), self.stead().host.looks());
+        self.passes.begin(Reason::Resync, depth, self.stead().host.looks());
         match depth {
             Depth::Thorough => self.sources.cover(),
             Depth::Quick => self.sources.rearm_if_replaced(),
         }
+        // A quick pass's needs nothing that is listed, and is made meanwhile.
+        self.glance_in_time();
         self.list_again();
-        let recorded = self.recorded()?;
-        let listing = began.elapsed();
+        let recorded = self.recorded().inspect_err(|_| self.passes.stop())?;
         let (woken, vms) = match depth {
             Depth::Thorough => {
                 let woken = self.agenda.wake_all(recorded, Reason::Resync);
@@ -182,8 +186,16 @@ impl Engine {
             }
             Depth::Quick => (self.agenda.wake_restless(&recorded, Reason::Resync), self.agenda.sightings().count()),
         };
-        self.passes.begin(Reason::Resync, depth, listing, vms, woken, looks);
+        self.passes.listed(vms, woken);
         Ok(())
+    }
+
+    /// Begins the glance of the pass that is under way, if it is time for it.
+    fn glance_in_time(&mut self) {
+        if self.passes.begin_glance() {
+            let glanced = self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+            self.take_in_glance(glanced);
+        }
     }
 
     /// Whether every VM was looked at since the last full pass began, but those that hang.
@@ -215,10 +227,7 @@ impl Engine {
                 self.stead().host.give_back_memory();
             }
         }
-        if self.passes.begin_glance() {
-            let glanced = self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
-            self.take_in_glance(glanced);
-        }
+        self.glance_in_time();
         if !self.upkeep.lets_turns_begin(self.agenda.wakeups.working(), &self.shared) {
             return;
         }
@@ -365,8 +374,25 @@ impl Engine {
         }
     }
 
-    /// Takes in what happened.
+    /// Takes in what happened, and what else has happened to VMs by now: the loop's turn is as long as many of these are.
     pub(super) fn take_in(&mut self, event: Event) -> Result<(), ReconcileError> {
+        self.take_in_one(event)?;
+        for _ in 0..AT_ONCE {
+            let Some(event) = self.happened() else { break };
+            self.take_in_one(event)?;
+        }
+        Ok(())
+    }
+
+    fn happened(&mut self) -> Option<Event> {
+        if let Some(ended) = self.turns.try_join_next() {
+            return Some(Event::TurnEnded(ended));
+        }
+        let looked = self.looks.try_recv().ok().map(Event::Looked);
+        looked.or_else(|| self.exits.try_recv().ok().map(Event::Exited))
+    }
+
+    fn take_in_one(&mut self, event: Event) -> Result<(), ReconcileError> {
         match event {
             Event::TurnEnded(ended) => {
                 let (name, report) = ended.map_err(ReconcileError::Worker)?;

@@ -48,8 +48,8 @@ struct Pass {
     reason: Reason,
     depth: Depth,
     began: Instant,
-    /// What listing the manifests took.
-    listing: Duration,
+    /// What listing the manifests took, once they are.
+    listing: Option<Duration>,
     /// Whether the glance that belongs to it was begun.
     glances: bool,
     /// What the glance took, once it was made.
@@ -66,6 +66,12 @@ struct Pass {
     looks: u64,
 }
 
+impl Pass {
+    fn has_had_its_turns(&self) -> bool {
+        self.listing.is_some() && self.waiting.is_empty()
+    }
+}
+
 impl Passes {
     /// How closely the next pass looks, if the clock asks for it.
     pub(super) fn next_depth(&mut self) -> Depth {
@@ -73,35 +79,36 @@ impl Passes {
         if self.quick == 0 { Depth::Thorough } else { Depth::Quick }
     }
 
-    /// A pass begins, in place of one that is under way still. The turns of these VMs are part of it.
-    pub(super) fn begin(
-        &mut self,
-        reason: Reason,
-        depth: Depth,
-        listing: Duration,
-        vms: usize,
-        woken: BTreeSet<VmName>,
-        looks: u64,
-    ) {
+    /// A pass begins, in place of one that is under way still, when the host has been asked so many questions.
+    pub(super) fn begin(&mut self, reason: Reason, depth: Depth, looks: u64) {
         if depth == Depth::Thorough {
             self.quick = 0;
         }
-        let began = Instant::now() - listing;
-        let (glances, glance, turns, changes, waiting) = (false, None, 0, 0, woken);
+        let (began, listing, waiting) = (Instant::now(), None, BTreeSet::new());
+        let (glances, glance, vms, turns, changes) = (false, None, 0, 0, 0);
         self.under_way =
             Some(Pass { reason, depth, began, listing, glances, glance, vms, waiting, turns, changes, looks });
+    }
+
+    /// All is listed: it is about so many VMs, and the turns of these are part of it.
+    pub(super) fn listed(&mut self, vms: usize, woken: BTreeSet<VmName>) {
+        if let Some(pass) = &mut self.under_way {
+            pass.listing = Some(pass.began.elapsed());
+            pass.vms = vms;
+            pass.waiting.extend(woken);
+        }
     }
 
     /// Whether it is time for the pass's glance at the host, which is told once: a quick pass begins with it, a thorough one
     /// ends with it, when it is known of each VM what it holds.
     pub(super) fn begin_glance(&mut self) -> bool {
-        let is_time = |pass: &&mut Pass| !pass.glances && (pass.depth == Depth::Quick || pass.waiting.is_empty());
+        let is_time = |pass: &&mut Pass| !pass.glances && (pass.depth == Depth::Quick || pass.has_had_its_turns());
         self.under_way.as_mut().filter(is_time).map(|pass| pass.glances = true).is_some()
     }
 
     /// Whether a VM that one is about still waits for its turn, or has it. What comes after that looks for what nobody misses.
     pub(super) fn waits_for_turns(&self) -> bool {
-        self.under_way.as_ref().is_some_and(|pass| !pass.waiting.is_empty())
+        self.under_way.as_ref().is_some_and(|pass| !pass.has_had_its_turns())
     }
 
     /// Nothing more is expected of it: the time ran out.
@@ -130,7 +137,7 @@ impl Passes {
     /// Tells of the pass once it is through, when the host has been asked so many questions: how closely it looked, and how long
     /// it took.
     pub(super) fn tell(&mut self, looks: u64) -> Option<(Depth, Duration)> {
-        let is_through = |pass: &mut Pass| pass.waiting.is_empty() && pass.glance.is_some();
+        let is_through = |pass: &mut Pass| pass.has_had_its_turns() && pass.glance.is_some();
         let pass = self.under_way.take_if(is_through)?;
         let took = pass.began.elapsed();
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -141,7 +148,7 @@ impl Passes {
             turns = pass.turns,
             changes = pass.changes,
             looks = looks.saturating_sub(pass.looks),
-            listing_micros = micros(pass.listing),
+            listing_micros = micros(pass.listing.unwrap_or_default()),
             glance_micros = micros(pass.glance.unwrap_or_default()),
             micros = micros(took),
             "full pass"

@@ -30,10 +30,15 @@ nix::ioctl_write_int_bad!(
 ///
 /// One that comes or goes meanwhile may be missing: whoever misses it asks for it by name.
 pub(super) fn all() -> io::Result<Vec<Tap>> {
-    let links = link_dump::all()?.links;
-    let names: HashMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
-    let bridge = |index: u32| names.get(&index).map(|name| (*name).to_owned());
-    Ok(links.iter().filter(|link| link.is_tun).map(|link| describe(link, link.master.and_then(bridge))).collect())
+    let (taps, others): (Vec<Link>, Vec<Link>) = link_dump::all()?.links.into_iter().partition(|link| link.is_tun);
+    // No tap is a bridge.
+    let names: HashMap<u32, String> = others.into_iter().map(|link| (link.index, link.name)).collect();
+    let bridge = |index: u32| names.get(&index).cloned();
+    Ok(taps
+        .into_iter()
+        .map(|tap| (tap.master.and_then(bridge), tap))
+        .map(|(bridge, tap)| describe(tap, bridge))
+        .collect())
 }
 
 /// The interface of this name.
@@ -45,12 +50,12 @@ pub(super) fn one(io: &IoThread, name: &str) -> io::Result<Option<Tap>> {
             Some(master) => netlink::by_index(&handle, master).await?.map(|bridge| bridge.name),
             None => None,
         };
-        Ok(Some(describe(&link, bridge)))
+        Ok(Some(describe(link, bridge)))
     })
 }
 
-fn describe(link: &Link, bridge: Option<String>) -> Tap {
-    Tap { name: link.name.clone(), alias: link.alias.clone(), bridge, up: link.up }
+fn describe(link: Link, bridge: Option<String>) -> Tap {
+    Tap { name: link.name, alias: link.alias, bridge, up: link.up }
 }
 
 /// Makes a tap. Until its last step it vanishes with the open file, so neither a failure nor a crash leaves one.
