@@ -161,11 +161,13 @@ fn dump_links() -> usize {
     let kind = SockType::Raw;
     let socket =
         socket(AddressFamily::Netlink, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute).expect("netlink");
-    // struct nlmsghdr {len 32, RTM_GETLINK, NLM_F_REQUEST|NLM_F_DUMP, seq, pid} and struct ifinfomsg, all zeros.
-    let mut request = [0_u8; 32];
-    request[0] = 32;
+    // struct nlmsghdr {len 40, RTM_GETLINK, NLM_F_REQUEST|NLM_F_DUMP, seq, pid}, struct ifinfomsg, all zeros, and struct
+    // rtattr {len 8, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS}.
+    let mut request = [0_u8; 40];
+    request[0] = 40;
     request[4] = 18;
     request[6..8].copy_from_slice(&0x301_u16.to_ne_bytes());
+    request[32..40].copy_from_slice(&[8, 0, 29, 0, 8, 0, 0, 0]);
     send(socket.as_raw_fd(), &request, MsgFlags::empty()).expect("a request");
     let mut buffer = vec![0; 1 << 16];
     let mut bytes = 0;

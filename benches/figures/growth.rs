@@ -1,19 +1,27 @@
 //! How costs grow with the number of VMs.
 
+use std::fmt;
+use std::time::Duration;
+
 use rustix::process::{Resource, getrlimit};
 
 use crate::Size;
 use crate::fleet::Fleet;
-use crate::measure::Samples;
+use crate::measure::{Samples, Unit};
 use crate::{p1_start, p3_pass};
+
+/// Events that are not counted: what a stead does for the first time, it does slowly.
+const WARM_UP: usize = 5;
+const EVENTS: usize = 100;
+const PASSES: usize = 20;
 
 /// One cost at several numbers of VMs.
 pub struct Curve {
     pub id: &'static str,
     pub title: String,
     pub what: &'static str,
-    /// VMs and seconds.
-    pub points: Vec<(usize, f64)>,
+    /// VMs, and what was measured among so many.
+    pub points: Vec<(usize, Samples)>,
     /// The most that the last point may be of the first: of the whole, or of its share a VM.
     pub target: f64,
     pub is_per_vm: bool,
@@ -23,7 +31,10 @@ impl Curve {
     /// The last point against the first.
     pub fn ratio(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "at most ten thousand")]
-        let value = |(vms, seconds): &(usize, f64)| if self.is_per_vm { seconds / *vms as f64 } else { *seconds };
+        let value = |(vms, samples): &(usize, Samples)| {
+            let median = samples.median();
+            if self.is_per_vm { median / *vms as f64 } else { median }
+        };
         let (Some(first), Some(last)) = (self.points.first(), self.points.last()) else { return f64::NAN };
         value(last) / value(first)
     }
@@ -39,20 +50,29 @@ impl Curve {
 
 /// One event, and a full pass, among ever more VMs.
 pub fn take(size: Size) -> Vec<Curve> {
-    let mut fleet = Fleet::new();
-    fleet.host.start_daemon();
     let grow_to = |fleet: &mut Fleet, vms: usize| {
         eprintln!("{vms} VMs ...");
         fleet.declare(vms);
         fleet.all_run();
     };
-    let mut event = Vec::new();
-    for vms in [size.vms / 10, size.vms, size.vms * 5] {
+    // All at once, and measured in turns: what else goes on in the machine is the same for each.
+    let begin = |vms: usize| {
+        let mut fleet = Fleet::new();
+        fleet.host.start_daemon();
         grow_to(&mut fleet, vms);
         p3_pass::settle(&fleet);
-        event.push((vms, one_event(&fleet, vms, size.runs)));
+        (fleet, vms, Samples::default())
+    };
+    let mut fleets = [size.vms / 10, size.vms, size.vms * 5].map(begin);
+    for run in 0..WARM_UP + EVENTS.min(size.runs) {
+        for (fleet, vms, samples) in &mut fleets {
+            let took = one_event(fleet, *vms, run);
+            if run >= WARM_UP {
+                samples.push(took);
+            }
+        }
     }
-    drop(fleet);
+    let event = fleets.map(|(_, vms, samples)| (vms, samples)).to_vec();
     let mut fleet = Fleet::new();
     fleet.host.start_daemon();
     let mut pass = Vec::new();
@@ -63,8 +83,7 @@ pub fn take(size: Size) -> Vec<Curve> {
         fleet.host.start_daemon();
         grow_to(&mut fleet, vms);
         p3_pass::make_passes(&mut fleet);
-        let times = (0..10).map(|_| p3_pass::next_pass(&fleet).as_secs_f64());
-        pass.push((vms, times.collect::<Samples>().median()));
+        pass.push((vms, (0..PASSES).map(|_| p3_pass::next_pass(&fleet).whole.as_secs_f64()).collect()));
     }
     vec![
         Curve {
@@ -92,13 +111,20 @@ fn most_vms() -> usize {
     usize::try_from(limit.saturating_sub(400) / 2).unwrap_or(usize::MAX)
 }
 
-/// A new VM among `count`, again and again; the median.
-fn one_event(fleet: &Fleet, count: usize, runs: usize) -> f64 {
+/// How long a new VM among `count` takes to begin.
+fn one_event(fleet: &Fleet, count: usize, run: usize) -> Duration {
     let host = &fleet.host;
-    let mut samples = Samples::default();
-    for run in 0..runs.min(100) {
-        let name = format!("event-{count}-{run}");
-        samples.push(p1_start::until_began(&host.manifests(), &host.vm_dir(&name), &name, &fleet.manifest(&name)));
+    let name = format!("event-{count}-{run}");
+    p1_start::until_began(&host.manifests(), &host.vm_dir(&name), &name, &fleet.manifest(&name))
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.title)?;
+        for (vms, samples) in &self.points {
+            let [median, p99] = [samples.median(), samples.p99()].map(|value| Unit::Seconds.say(value));
+            writeln!(f, "  {vms} VMs: median {median}, p99 {p99}, {} runs", samples.len())?;
+        }
+        writeln!(f, "  {}", self.verdict())
     }
-    samples.median()
 }

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     }
     let curves = if is_wanted("growth") { growth::take(size) } else { Vec::new() };
     for curve in &curves {
-        println!("{}: {:?}\n  {}", curve.title, curve.points, curve.verdict());
+        println!("{curve}");
     }
     if let Some(folder) = args.iter().find_map(|arg| arg.strip_prefix("--write=")) {
         report::write(Path::new(folder), &figures, &curves);

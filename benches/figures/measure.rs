@@ -39,6 +39,11 @@ impl Samples {
         self.quantile(0.99)
     }
 
+    /// The value that all but one of a hundred are no worse than: of rates the slow ones are the bad.
+    pub fn bad(&self, unit: Unit) -> f64 {
+        if unit == Unit::PerSecond { self.quantile(0.01) } else { self.p99() }
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -132,7 +137,7 @@ impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} {}", self.id, self.title)?;
         for Series { what, unit, samples } in &self.series {
-            let (median, p99) = (unit.say(samples.median()), unit.say(samples.p99()));
+            let (median, p99) = (unit.say(samples.median()), unit.say(samples.bad(*unit)));
             writeln!(f, "  {what}: median {median}, p99 {p99}, {} runs", samples.len())?;
         }
         for ratio in &self.ratios {

@@ -20,8 +20,12 @@ pub fn take(size: Size) -> Figure {
     let files: Vec<PathBuf> =
         fleet.first(size.vms).iter().map(|name| fleet.host.manifests().join(format!("{name}.yaml"))).collect();
     let (mut ours, mut least, mut peers) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut listing, mut glance) = (Samples::default(), Samples::default());
     for _ in 0..RUNS.min(size.runs) {
-        ours.push(next_pass(&fleet));
+        let pass = next_pass(&fleet);
+        ours.push(pass.whole);
+        listing.push(pass.listing);
+        glance.push(pass.glance);
         let start = Instant::now();
         assert!(floors::dumps(&files) > size.vms);
         least.push(start.elapsed());
@@ -34,6 +38,8 @@ pub fn take(size: Size) -> Figure {
     figure.ratio("median against the floor", ours.median() / least.median(), 1.5);
     figure.ratio("share of one `pgrep -f`", ours.median() / peers.median(), 1.0 / 40.0);
     figure.add("stead run, by its own clock", Unit::Seconds, ours);
+    figure.add("of which it lists the manifests and the state", Unit::Seconds, listing);
+    figure.add("of which, meanwhile, it glances at each VM", Unit::Seconds, glance);
     figure.add("floor: stat of each manifest, one dump of links, loops and dm devices", Unit::Seconds, least);
     figure.add("the peers' way: one `pgrep -f`", Unit::Seconds, peers);
     figure
@@ -46,24 +52,37 @@ pub fn make_passes(fleet: &mut Fleet) {
     fleet.host.start_daemon();
 }
 
-/// The next quick full pass that finds nothing to do; how long it took, by the daemon's log.
-pub fn next_pass(fleet: &Fleet) -> Duration {
+/// What the daemon's log says that a pass took.
+pub struct Pass {
+    pub whole: Duration,
+    listing: Duration,
+    glance: Duration,
+}
+
+/// The next quick full pass that finds nothing to do.
+pub fn next_pass(fleet: &Fleet) -> Pass {
     let seen = passes(fleet).len();
     let start = Instant::now();
     loop {
-        if let Some(pass) = passes(fleet).get(seen) {
-            return *pass;
+        if let Some(pass) = passes(fleet).drain(..).nth(seen) {
+            return pass;
         }
         assert!(start.elapsed() < Duration::from_secs(60), "no pass; log:\n{}", fleet.host.log());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-fn passes(fleet: &Fleet) -> Vec<Duration> {
+fn passes(fleet: &Fleet) -> Vec<Pass> {
     let log = fleet.host.log();
     let quick = log.lines().filter(|line| line.contains("full pass") && line.contains("depth=quick"));
-    let micros = |line: &str| line.split_once(" micros=")?.1.split_whitespace().next()?.parse().ok();
-    quick.filter(|line| line.contains("turns=0")).filter_map(micros).map(Duration::from_micros).collect()
+    let pass = |line: &str| {
+        let took = |name: &str| {
+            let value = line.split_once(&format!(" {name}="))?.1.split_whitespace().next()?;
+            Some(Duration::from_micros(value.parse().ok()?))
+        };
+        Some(Pass { whole: took("micros")?, listing: took("listing_micros")?, glance: took("glance_micros")? })
+    };
+    quick.filter(|line| line.contains("turns=0")).filter_map(pass).collect()
 }
 
 /// Waits until the daemon is at rest.

@@ -53,7 +53,7 @@ fn detail(plots: &Path, figure: &Figure) -> String {
             text,
             "| {what} | {} | {} | {} |",
             unit.say(samples.median()),
-            unit.say(samples.p99()),
+            unit.say(samples.bad(*unit)),
             samples.len()
         );
     }
@@ -113,18 +113,20 @@ fn distributions(file: &Path, figure: &Figure, series: &[&Series]) -> Drawn {
 fn growth(plots: &Path, curve: &Curve) -> String {
     let name = format!("{}.svg", curve.id);
     draw_growth(&plots.join(&name), curve).expect("the plot can be drawn");
-    let mut text = format!("### {}\n\n| VMs | {} | a VM |\n|---|---|---|\n", curve.title, curve.what);
-    for (vms, seconds) in &curve.points {
+    let head = "| p99 | runs |\n|---|---|---|---|---|\n";
+    let mut text = format!("### {}\n\n| VMs | {}: median | a VM {head}", curve.title, curve.what);
+    for (vms, samples) in &curve.points {
         #[expect(clippy::cast_precision_loss, reason = "at most ten thousand")]
-        let each = seconds / *vms as f64;
-        let _ = writeln!(text, "| {vms} | {} | {} |", Unit::Seconds.say(*seconds), Unit::Seconds.say(each));
+        let each = samples.median() / *vms as f64;
+        let [median, each, p99] = [samples.median(), each, samples.p99()].map(|value| Unit::Seconds.say(value));
+        let _ = writeln!(text, "| {vms} | {median} | {each} | {p99} | {} |", samples.len());
     }
     let _ = write!(text, "\n{}\n\n![{}](performance/{name})\n\n", curve.verdict(), curve.title);
     text
 }
 
 fn draw_growth(file: &Path, curve: &Curve) -> Drawn {
-    let most = curve.points.iter().map(|(_, seconds)| seconds * 1e3).fold(0.0, f64::max);
+    let most = curve.points.iter().map(|(_, samples)| samples.median() * 1e3).fold(0.0, f64::max);
     let last = curve.points.last().map_or(1, |(vms, _)| *vms);
     let area = SVGBackend::new(file, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
@@ -135,7 +137,7 @@ fn draw_growth(file: &Path, curve: &Curve) -> Drawn {
         .y_label_area_size(55)
         .build_cartesian_2d(0..last + last / 20, 0.0..most * 1.15)?;
     chart.configure_mesh().x_desc("VMs on the host").y_desc("milliseconds").draw()?;
-    let points = curve.points.iter().map(|(vms, seconds)| (*vms, seconds * 1e3));
+    let points = curve.points.iter().map(|(vms, samples)| (*vms, samples.median() * 1e3));
     chart.draw_series(LineSeries::new(points.clone(), COLOURS[0].stroke_width(2)).point_size(3))?;
     area.present()?;
     Ok(())
