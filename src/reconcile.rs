@@ -37,7 +37,7 @@ use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Observed, ObservedVm};
-use crate::plan::{Absences, AllowPrune, Plan};
+use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan};
 use crate::push::{self, PushError};
 use crate::service_manager::ServiceManager;
 use crate::state::{GateState, SyncState, parse_gates};
@@ -594,8 +594,10 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
             note(requests::record(stead, &stead.looker(&memory.cache, &scan), &desired, request))
         }
         Request::Approve { digest } => {
-            let held = preview(stead, AllowPrune::default())?.plan.digest;
-            note(requests::approve(stead, &mut stead.gates(), held.as_deref(), digest))
+            let plan = preview(stead, AllowPrune::default())?.plan;
+            let is_held = |plan: &VmPlan| plan.holds.iter().any(|hold| matches!(hold, Hold::PruneCap { .. }));
+            let vms = plan.vms.iter().filter(|(_, plan)| is_held(plan)).map(|(name, _)| name.clone()).collect();
+            note(requests::approve(stead, &mut stead.gates(), plan.digest.as_deref().map(|held| (held, vms)), digest))
         }
         Request::Adopt { dir } => requests::adopt(stead, &memory, &scan, dir).0,
         Request::Gc => match collect::collect(stead, &memory) {

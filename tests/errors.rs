@@ -390,6 +390,10 @@ fn states(met: &mut Met) {
     let inside = home.path("file/state");
     met.fails(Reason::StateInaccessible, &home.command(&["get"]).env("STEAD_STATE_DIR", inside).output().unwrap());
     met.fails(Reason::ConfigurationInvalid, &home.configured("suorces: []\n", &["get"]));
+    met.fails(
+        Reason::ConfigurationInvalid,
+        &home.command(&["get"]).env("STEAD_CONFIG", home.path("")).output().unwrap(),
+    );
     // One that cannot be read now may be in a moment, and is tried again.
     std::os::unix::fs::symlink("loop.yaml", home.path("loop.yaml")).unwrap();
     let unread = home.command(&["get"]).env("STEAD_CONFIG", home.path("loop.yaml")).output().unwrap();

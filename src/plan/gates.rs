@@ -40,6 +40,12 @@ pub enum Verdict {
 }
 
 impl Verdicts {
+    /// The VMs whose deletion the prune cap holds back.
+    pub fn held(&self) -> impl Iterator<Item = &VmName> {
+        let is_held = |verdict: &Verdict| matches!(verdict, Verdict::Hold(Hold::PruneCap { .. }));
+        self.by_vm.iter().filter(move |(_, verdict)| is_held(verdict)).map(|(name, _)| name)
+    }
+
     /// What the gates say of this VM; `None` when they have not heard of it, which lets nothing through.
     pub fn of(&self, name: &VmName) -> Option<&Verdict> {
         self.by_vm.get(name)
@@ -131,8 +137,11 @@ pub fn decide<'a>(
     }
     if is_held {
         verdicts.digest = Some(digest);
-        // It was for another plan: should that be made again, it is asked about again.
-        verdicts.commit = gates.approval.is_some().then(|| GateState { approval: None, ..gates.clone() });
+        // It was for another plan: should that be made again, it is asked about again. Not where one VM cannot be seen now, or
+        // read: that makes another digest too.
+        let is_seen = unseen.stuck == 0 && batch.iter().all(|(_, vm)| vm.unread.is_none());
+        verdicts.commit =
+            gates.approval.is_some().then(|| GateState { approval: None, ..gates.clone() }).filter(|_| is_seen);
     } else {
         // The whole batch is let through at once: its first deletion must not make another batch of the rest. An approval is
         // for one plan, and is used up.

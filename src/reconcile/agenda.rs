@@ -400,5 +400,23 @@ mod tests {
             assert!(is_right, "with {left} unseen: {verdict:?}");
         }
         assert!(agenda.wakeups.ready().count() >= names.len(), "those who waited have their turn");
+
+        // All are held. What was approved instead of them is void, and only once all of them were seen.
+        assert_eq!(agenda.verdicts(&gates, &now(100)).commit, None, "there is nothing to remember");
+        let approval = |digest: String| {
+            let (vms, at) = (names.clone(), Some(now(90).deadline(Duration::ZERO)));
+            GateState { approval: Some(crate::state::Approval { digest, vms, at }), ..GateState::default() }
+        };
+        let another = approval("another".to_owned());
+        let held = agenda.verdicts(&another, &now(100));
+        assert!(held.held().eq(&names) && held.commit.is_some_and(|gates| gates.approval.is_none()));
+        let approved = approval(held.digest.unwrap());
+        let let_through = agenda.verdicts(&approved, &now(100)).commit.unwrap();
+        assert!(let_through.approval.is_none() && let_through.deletions.len() == names.len(), "it is used up");
+        for name in &names {
+            let again = approved.declared_again(name).expect("it names each");
+            assert_eq!(again.approval, None);
+        }
+        assert_eq!(approved.declared_again(&"other".parse().unwrap()), None);
     }
 }

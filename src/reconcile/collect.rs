@@ -156,9 +156,6 @@ pub(super) fn empty_trash(stead: &Stead, memory: &Memory) {
     };
     let (began, now) = (Instant::now(), u64::try_from(stead.host.now().wall.as_second()).unwrap_or_default());
     for entry_name in entries.iter().filter(|entry| is_past(entry, now) || is_claimed(entry)) {
-        if began.elapsed() > TRASH_BOUND {
-            return;
-        }
         let folder = trash.join(entry_name);
         let removed =
             if is_claimed(entry_name) { remove_unused(stead, &folder) } else { claim_and_remove(stead, &folder) };
@@ -170,7 +167,11 @@ pub(super) fn empty_trash(stead: &Stead, memory: &Memory) {
                 let vm = crate::names::Layout::read_trash_entry(unclaimed(entry_name)).map(|(name, _)| name);
                 let (action, outcome) = (Some("empty-trash".to_owned()), Some(Outcome::Done));
                 memory.record(stead, &Entry { vm, action, outcome, ..entry });
+                if began.elapsed() > TRASH_BOUND {
+                    return;
+                }
             }
+            // The others have their turn: it may fail each time.
             Err(error) => tracing::warn!("removing {}: {error}", folder.display()),
         }
     }

@@ -177,7 +177,8 @@ impl Engine {
         // A quick pass's needs nothing that is listed, and is made meanwhile.
         self.glance_in_time();
         self.list_again();
-        let recorded = self.recorded().inspect_err(|_| self.passes.stop())?;
+        // The pass that could not be made is under way until the next one begins: nobody takes it for one that was.
+        let recorded = self.recorded()?;
         let (woken, vms) = match depth {
             Depth::Thorough => {
                 let woken = self.agenda.wake_all(recorded, Reason::Resync);
@@ -308,26 +309,26 @@ impl Engine {
         if let Some(commit) = &verdicts.commit
             && let Err(error) = self.commit(commit)
         {
-            // What cannot be counted is not done: the next look tries again.
-            tracing::warn!("no deletion begins: writing {}: {error}", self.stead().layout.gates().display());
-            return None;
+            let path = self.stead().layout.gates();
+            if verdicts.digest.is_none() {
+                // What cannot be counted is not done: the next look tries again.
+                tracing::warn!("no deletion begins: writing {}: {error}", path.display());
+                return None;
+            }
+            tracing::warn!("an approval that is void stays on record: writing {}: {error}", path.display());
+            worker::lock(&self.shared.gates).approval = None;
         }
         verdicts.of(name).cloned()
     }
 
-    /// A VM that is declared again is no longer one whose deletion was let through. Known before it has its turn: else the next
+    /// A VM that is declared again is no longer one whose deletion was let through, or approved. Known before it has its turn: else the next
     /// stead, which has seen nothing of this, would go on with that deletion once its manifest is gone again.
     fn end_deletion(&self, name: &VmName) {
-        // In a statement of its own, and without a copy where there is nothing to end, as in nearly every turn.
-        let is_let_through = worker::lock(&self.shared.gates).let_through().any(|deletion| deletion.name == *name);
-        if !is_let_through {
-            return;
-        }
-        let mut gates = self.gates();
-        for deletion in gates.deletions.iter_mut().filter(|deletion| deletion.name == *name) {
-            deletion.over = true;
-        }
-        if let Err(error) = self.commit(&gates) {
+        // In a statement of its own: the lock is not held when it is taken again.
+        let gates = worker::lock(&self.shared.gates).declared_again(name);
+        if let Some(gates) = gates
+            && let Err(error) = self.commit(&gates)
+        {
             // Its next turn tries again.
             tracing::warn!(vm = %name, "writing {}: {error}", self.stead().layout.gates().display());
         }
@@ -450,9 +451,10 @@ impl Engine {
                 self.agenda.wakeups.wake(&name, Reason::Request);
             }
             Request::Approve { digest } => {
-                let held = self.verdicts().digest;
+                let verdicts = self.verdicts();
+                let held = verdicts.digest.as_deref().map(|digest| (digest, verdicts.held().cloned().collect()));
                 let mut gates = worker::lock(&self.shared.gates);
-                let answer = requests::approve(&self.shared.stead, &mut gates, held.as_deref(), &digest);
+                let answer = requests::approve(&self.shared.stead, &mut gates, held, &digest);
                 drop(gates);
                 requests::note(&self.shared.stead, &self.shared.memory, &Request::Approve { digest }, &answer);
                 let undeclared: Vec<VmName> = self.agenda.absences.since.keys().cloned().collect();

@@ -156,3 +156,42 @@ impl Passes {
         Some((pass.depth, took))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn woken(names: &[&str]) -> BTreeSet<VmName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_quick_pass_glances_while_it_lists_and_ends_after_both() {
+        let mut passes = Passes::default();
+        passes.begin(Reason::Resync, Depth::Quick, 0);
+        assert!(passes.begin_glance() && !passes.begin_glance(), "told once");
+        passes.end_glance(Duration::from_millis(3), woken(&["db"]));
+        assert!(passes.tell(0).is_none() && passes.waits_for_turns(), "nothing is listed yet");
+        passes.listed(2, woken(&["web"]));
+        passes.end_turn(&"web".parse().unwrap(), 0);
+        assert!(passes.tell(0).is_none(), "what the glance found has its turn too");
+        passes.end_turn(&"db".parse().unwrap(), 1);
+        assert_eq!(passes.tell(0).map(|(depth, _)| depth), Some(Depth::Quick));
+        assert!(passes.tell(0).is_none() && !passes.waits_for_turns());
+    }
+
+    #[test]
+    fn a_thorough_pass_glances_last_and_one_that_lists_nothing_is_none() {
+        let mut passes = Passes::default();
+        passes.begin(Reason::Startup, Depth::Thorough, 0);
+        assert!(!passes.begin_glance() && passes.waits_for_turns(), "as long as nothing is listed");
+        passes.begin(Reason::Resync, Depth::Thorough, 0);
+        passes.listed(1, woken(&["web"]));
+        assert!(!passes.begin_glance());
+        passes.end_turn(&"web".parse().unwrap(), 0);
+        assert!(passes.begin_glance() && !passes.waits_for_turns());
+        assert!(passes.tell(0).is_none());
+        passes.end_glance(Duration::ZERO, BTreeSet::new());
+        assert_eq!(passes.tell(0).map(|(depth, _)| depth), Some(Depth::Thorough));
+    }
+}

@@ -1,5 +1,6 @@
 //! What `restart`, `delete`, `approve` and `adopt` ask for, written down where the next look finds it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -78,23 +79,28 @@ fn change(
     }
 }
 
-/// Approves the plan of this digest, if it is the one that the gates hold back now.
-pub(super) fn approve(stead: &Stead, gates: &mut GateState, held: Option<&str>, digest: &str) -> Reply {
-    match held {
+/// Approves the plan of this digest, if it is the one that the gates hold back now: its digest, and the VMs that it deletes.
+pub(super) fn approve(
+    stead: &Stead,
+    gates: &mut GateState,
+    held: Option<(&str, BTreeSet<VmName>)>,
+    digest: &str,
+) -> Reply {
+    let vms = match held {
         None => {
             return refused(
                 "no gate holds anything back now; `stead plan` shows what would be done (files that have gone are waited for \
                  some seconds, and held back only then: ask again)",
             );
         }
-        Some(held) if held != digest => {
+        Some((held, _)) if held != digest => {
             return refused(format!(
                 "the plan has changed: its digest is {held} now; look at it with `stead plan` before you approve it"
             ));
         }
-        Some(_) => {}
-    }
-    let approval = Approval { digest: digest.to_owned(), at: Some(stead.host.now().deadline(Duration::ZERO)) };
+        Some((_, vms)) => vms,
+    };
+    let approval = Approval { digest: digest.to_owned(), vms, at: Some(stead.host.now().deadline(Duration::ZERO)) };
     let approved = GateState { version: FORMAT_VERSION, approval: Some(approval), ..gates.clone() };
     match stead.host.write_durable(&stead.layout.gates(), &encode(&approved)) {
         Ok(()) => {

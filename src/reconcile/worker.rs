@@ -141,14 +141,11 @@ impl Shared {
             let now = self.stead.host.now();
             let policy = &self.stead.settings.policy;
             let context = Context { desired: &desired, claims: &claims, facts: &facts, policy, now: &now };
-            let plan = context.plan_vm(&name, observed, verdict.as_ref());
-            // What is done may take its time, and others wait to know of this VM; with nothing to be done the report is there at
-            // once.
-            if !plan.actions.is_empty() && tells_first_look.take() {
+            if tells_first_look.take() {
                 // The loop may have ended.
                 let _ = self.looks.send(Box::new(observed.clone()));
             }
-            (plan, now)
+            (context.plan_vm(&name, observed, verdict.as_ref()), now)
         };
         let mut report = self.rounds(&name, &plan_by, &actor, &progress, &mut telling);
         let waits_for_gates = is_first && report.plan.holds.iter().any(|hold| matches!(hold, Hold::PruneDelay(_)));

@@ -1,5 +1,6 @@
 //! STATE/gates.json: the recent deletions that the prune cap counts, and approvals not yet used.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,22 @@ impl GateState {
     pub fn let_through(&self) -> impl Iterator<Item = &Deletion> {
         self.deletions.iter().filter(|deletion| !deletion.over)
     }
+
+    /// The same once this VM is declared again: its deletion is over, and an approval of it is void. `None` if neither is there.
+    pub fn declared_again(&self, name: &VmName) -> Option<Self> {
+        let is_approved = |approval: &Approval| approval.vms.contains(name);
+        if !self.let_through().any(|deletion| deletion.name == *name)
+            && !self.approval.as_ref().is_some_and(is_approved)
+        {
+            return None;
+        }
+        let mut gates = self.clone();
+        for deletion in gates.deletions.iter_mut().filter(|deletion| deletion.name == *name) {
+            deletion.over = true;
+        }
+        gates.approval.take_if(|approval| is_approved(approval));
+        Some(gates)
+    }
 }
 
 /// One deletion by absence.
@@ -47,6 +64,9 @@ pub struct Deletion {
 pub struct Approval {
     /// The digest of the plan that was shown.
     pub digest: String,
+    /// The VMs that it deletes. It is void once a manifest declares one of them again.
+    #[serde(default)]
+    pub vms: BTreeSet<VmName>,
     /// When it was given. One without it, of an older stead, lets nothing through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Deadline>,
@@ -76,7 +96,7 @@ mod tests {
             wall: jiff::Timestamp::UNIX_EPOCH,
         };
         let given = Some(at("a", 10).deadline(Duration::ZERO));
-        let approval = Approval { digest: "3f9a1c".to_owned(), at: given };
+        let approval = Approval { digest: "3f9a1c".to_owned(), vms: BTreeSet::new(), at: given };
         let day = 24 * 60 * 60;
         assert!(approval.is_for("3f9a1c", &at("a", 10)));
         assert!(approval.is_for("3f9a1c", &at("a", 9 + day)));

@@ -72,8 +72,10 @@ const TCG_KERNEL_ARGS: [&str; 2] = ["tsc_early_khz=2300000", "no_timer_check"];
 /// A kernel's command line with those of [`TCG_KERNEL_ARGS`] that it does not set itself. They stand before it, since what is
 /// behind a `--` is init's (kernel-parameters, "Passing arguments to init").
 fn with_tcg_arguments(command_line: &str) -> String {
-    let name = |word: &str| word.split('=').next().unwrap_or_default().to_owned();
-    let is_missing = |arg: &&str| !command_line.split_ascii_whitespace().any(|word| name(word) == name(arg));
+    // A dash and an underscore are the same to the kernel.
+    let name = |word: &str| word.split('=').next().unwrap_or_default().replace('-', "_");
+    let set: Vec<String> = command_line.split_ascii_whitespace().take_while(|word| *word != "--").map(name).collect();
+    let is_missing = |arg: &&str| !set.contains(&name(arg));
     let parts = TCG_KERNEL_ARGS.into_iter().filter(is_missing).chain([command_line]);
     parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
@@ -243,6 +245,8 @@ mod tests {
     fn what_a_manifest_says_of_the_clock_is_what_the_emulated_kernel_is_told() {
         let told = with_tcg_arguments("tsc_early_khz=3000000 quiet -- stay");
         assert_eq!(told, "no_timer_check tsc_early_khz=3000000 quiet -- stay");
+        let told = with_tcg_arguments("no-timer-check -- tsc_early_khz=1");
+        assert_eq!(told, "tsc_early_khz=2300000 no-timer-check -- tsc_early_khz=1");
         assert_eq!(with_tcg_arguments(""), "tsc_early_khz=2300000 no_timer_check");
     }
 
