@@ -29,6 +29,24 @@ pub struct Explanation {
     pub to_do: Option<&'static str>,
 }
 
+impl Reason {
+    /// Whether the same again would end the same way, until somebody changes something. What the kernel refused may be there in
+    /// a moment: a folder that is not mounted yet.
+    pub fn is_lasting(self) -> bool {
+        matches!(
+            self,
+            Self::ConfigurationInvalid
+                | Self::RunDirTooLong
+                | Self::StateCorrupt
+                | Self::StateNewer
+                | Self::StateNoFolder
+                | Self::StateOfAnotherRunDir
+                | Self::StateOfAnotherUser
+                | Self::StateWritableByOthers
+        )
+    }
+}
+
 macro_rules! reasons {
     ($($about:ident $name:ident: $meaning:literal $(=> $to_do:literal)?;)*) => {
         /// Why something is as it is.

@@ -132,9 +132,8 @@ impl CliError {
         match self {
             Self::Lock(LockError::Held { .. }) => Exit::Locked,
             Self::ReaderGone => Exit::Converged,
-            // What the kernel refused may be there in a moment: a folder that is not mounted yet.
-            Self::State(StateError::Io { .. }) | Self::Configuration(ConfigurationError::Unread { .. }) => Exit::Failed,
-            Self::Setting { .. } | Self::Configuration(_) | Self::State(_) => Exit::Misconfigured,
+            Self::Setting { .. } => Exit::Misconfigured,
+            _ if self.reason().is_lasting() => Exit::Misconfigured,
             _ => Exit::Failed,
         }
     }

@@ -67,6 +67,9 @@ An error of a command has three lines: `error:` says what was tried, with what, 
 word below. What is wrong with a manifest or the configuration is told with file, line and column, and what was expected there.
 "
     .to_owned();
+    let lasting = Reason::ALL.iter().filter(|reason| reason.is_lasting());
+    let mut lasting: Vec<String> = lasting.map(|reason| format!("`{reason}`")).collect();
+    lasting.sort();
     for (about, title, where_seen) in [
         (
             About::Vm,
@@ -83,9 +86,11 @@ word below. What is wrong with a manifest or the configuration is told with file
         (
             About::Command,
             "Of commands that could not run",
-            "Below the error, on standard error. The exit status is 1; for `LockHeld` 75; and 78 where the same again would end the same way: for \
-             `ConfigurationInvalid`, `RunDirTooLong`, `StateCorrupt`, `StateNewer`, `StateNoFolder`, `StateOfAnotherRunDir`, \
-             `StateOfAnotherUser`, `StateWritableByOthers`, and a flag or a variable that cannot be used.",
+            &format!(
+                "Below the error, on standard error. The exit status is 1; for `LockHeld` 75; and 78 where the same again would \
+                 end the same way: for {}, and a flag or a variable that cannot be used.",
+                lasting.join(", ")
+            ),
         ),
     ] {
         text += &format!("\n## {title}\n\n{where_seen}\n\n| reason | what it means | what to do |\n|---|---|---|\n");
