@@ -34,15 +34,11 @@ impl StateId {
 
     /// Reads back whose object carries this tag: a tap's alias, a device-mapper uuid or a loop's tag, if it is of this
     /// state's making.
-    pub fn owner_of<'a>(&self, tag: &'a str) -> Option<Owner> {
-        let (mut full, mut simple) = (Uuid::encode_buffer(), Uuid::encode_buffer());
-        let (full, simple) =
-            (&*self.0.hyphenated().encode_lower(&mut full), &*self.0.simple().encode_lower(&mut simple));
-        let after = |rest: &'a str, id: &str, end: char| rest.strip_prefix(id)?.strip_prefix(end);
+    pub fn owner_of(&self, tag: &str) -> Option<Owner> {
         let colons = tag.strip_prefix("stead:");
-        let full = colons.and_then(|rest| after(rest, full, ':'));
-        let dashes = tag.strip_prefix("stead-").and_then(|rest| after(rest, simple, '-'));
-        let simple = colons.and_then(|rest| after(rest, simple, ':'));
+        let full = colons.and_then(|rest| rest.strip_prefix(&format!("{}:", self.0.hyphenated())));
+        let simple = colons.and_then(|rest| rest.strip_prefix(&format!("{}:", self.0.simple())));
+        let dashes = tag.strip_prefix("stead-").and_then(|rest| rest.strip_prefix(&format!("{}-", self.0.simple())));
         if simple == Some("base") {
             return Some(Owner::Shared);
         }

@@ -54,7 +54,7 @@ impl Looker<'_> {
         };
         let records = known.iter().filter_map(|known| known.observed.record.handles());
         let accounted: HashSet<_> = records.flat_map(|handles| tags_of(&self.layout.state_id, handles)).collect();
-        let has_unaccounted = self.has_others(dumps, &accounted);
+        let has_unaccounted = self.tagged(dumps, &|tag| accounted.contains(tag)).next().is_some();
         Ok(Glance { changed, has_unaccounted })
     }
 

@@ -3,7 +3,7 @@
 //! The other looks begin at a VM and go by its names. This one begins at the host and finds what no VM leads to any more.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -135,7 +135,7 @@ impl Looker<'_> {
     /// # Errors
     /// When some kind cannot be listed. Then nothing is known to be an orphan.
     pub fn survey(&self) -> io::Result<Survey> {
-        let mut objects: Vec<TaggedObject> = self.tagged(self.dumps()?).collect();
+        let mut objects: Vec<TaggedObject> = self.tagged(self.dumps()?, &|_| false).collect();
         objects.sort();
         let mut survey = Survey { objects, ..Survey::default() };
         if survey.objects.is_empty() {
@@ -188,47 +188,39 @@ impl Looker<'_> {
         }
     }
 
-    /// Those that carry this state's tag.
-    pub fn tagged(&self, dumps: Dumps) -> impl Iterator<Item = TaggedObject> {
+    /// Those that carry this state's tag, but those whose tag is known: nobody asks whose they are, and they are nearly all.
+    pub(super) fn tagged(&self, dumps: Dumps, is_known: &dyn Fn(&str) -> bool) -> impl Iterator<Item = TaggedObject> {
         let state = &self.layout.state_id;
-        let dm = dumps.dm_devices.into_iter().filter_map(|dm| {
+        let is_new = |tag: &String| !is_known(tag);
+        let dm = dumps.dm_devices.into_iter().filter_map(move |dm| {
+            let tag = Some(dm.uuid).filter(is_new)?;
             let in_use = (dm.open_count > 0).then(|| "it is open".to_owned());
-            let owner = Some(state.owner_of(&dm.uuid)?);
-            Some(TaggedObject { kind: ObjectKind::Dm, name: dm.name, tag: dm.uuid, owner, in_use })
+            let owner = Some(state.owner_of(&tag)?);
+            Some(TaggedObject { kind: ObjectKind::Dm, name: dm.name, tag, owner, in_use })
         });
-        let loops = dumps.loops.into_iter().filter_map(|device| {
+        let loops = dumps.loops.into_iter().filter_map(move |device| {
+            let tag = Some(loop_key(&device.tag, device.backing)).filter(is_new)?;
             let in_use = (device.devices_on_top > 0).then(|| "a device is made on top of it".to_owned());
             let owner = Some(state.owner_of(&device.tag)?);
-            let tag = loop_key(&device.tag, device.backing);
             Some(TaggedObject { kind: ObjectKind::Loop, name: device.device, tag, owner, in_use })
         });
-        let taps = dumps.taps.into_iter().filter_map(|tap| {
-            let tag = tap.alias?;
+        let taps = dumps.taps.into_iter().filter_map(move |tap| {
+            let tag = tap.alias.filter(is_new)?;
             let owner = Some(state.owner_of(&tag)?);
             Some(TaggedObject { kind: ObjectKind::Tap, name: tap.name, tag, owner, in_use: None })
         });
         let parent = self.layout.cgroups();
-        let cgroups = dumps.cgroups.into_iter().map(move |child| {
-            let path = format!("{parent}/{child}");
+        let cgroups = dumps.cgroups.into_iter().filter_map(move |child| {
+            let path = Some(format!("{parent}/{child}")).filter(is_new)?;
             let owner = VmName::new(child).ok().map(|name| Owner::Vm(self.layout.uid(&name).short()));
-            TaggedObject { kind: ObjectKind::Cgroup, name: path.clone(), tag: path, owner, in_use: None }
+            Some(TaggedObject { kind: ObjectKind::Cgroup, name: path.clone(), tag: path, owner, in_use: None })
         });
-        let sockets = dumps.run_entries.into_iter().filter_map(|entry| {
+        let sockets = dumps.run_entries.into_iter().filter_map(move |entry| {
             let owner = Some(Owner::Vm(Layout::read_socket_owner(&entry)?));
-            let path = self.layout.run_dir.join(entry).to_str()?.to_owned();
+            let path = Some(self.layout.run_dir.join(entry).to_str()?.to_owned()).filter(is_new)?;
             Some(TaggedObject { kind: ObjectKind::Socket, name: path.clone(), tag: path, owner, in_use: None })
         });
         dm.chain(loops).chain(taps).chain(cgroups).chain(sockets)
-    }
-
-    /// Whether there are any of those beside these.
-    pub(super) fn has_others(&self, mut dumps: Dumps, tags: &HashSet<Cow<'_, str>>) -> bool {
-        // Nearly all are among these: nobody asks whose they are.
-        dumps.taps.retain(|tap| tap.alias.as_deref().is_none_or(|alias| !tags.contains(alias)));
-        dumps.dm_devices.retain(|dm| !tags.contains(dm.uuid.as_str()));
-        let parent = self.layout.cgroups();
-        dumps.cgroups.retain(|child| !tags.contains(format!("{parent}/{child}").as_str()));
-        self.tagged(dumps).any(|object| !tags.contains(object.tag.as_str()))
     }
 }
 

@@ -34,11 +34,11 @@ pub(super) fn all() -> io::Result<Vec<Tap>> {
     // No tap is a bridge.
     let names: HashMap<u32, String> = others.into_iter().map(|link| (link.index, link.name)).collect();
     let bridge = |index: u32| names.get(&index).cloned();
-    Ok(taps
-        .into_iter()
-        .map(|tap| (tap.master.and_then(bridge), tap))
-        .map(|(bridge, tap)| describe(tap, bridge))
-        .collect())
+    let tap = |link: Link| {
+        let bridge = link.master.and_then(bridge);
+        describe(link, bridge)
+    };
+    Ok(taps.into_iter().map(tap).collect())
 }
 
 /// The interface of this name.
