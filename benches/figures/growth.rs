@@ -122,8 +122,7 @@ impl fmt::Display for Curve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.title)?;
         for (vms, samples) in &self.points {
-            let [median, p99] = [samples.median(), samples.p99()].map(|value| Unit::Seconds.say(value));
-            writeln!(f, "  {vms} VMs: median {median}, p99 {p99}, {} runs", samples.len())?;
+            writeln!(f, "  {vms} VMs: {}", samples.say(Unit::Seconds))?;
         }
         writeln!(f, "  {}", self.verdict())
     }

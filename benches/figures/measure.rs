@@ -44,6 +44,11 @@ impl Samples {
         if unit == Unit::PerSecond { self.quantile(0.01) } else { self.p99() }
     }
 
+    /// Its median, its p99 and how many there are.
+    pub fn say(&self, unit: Unit) -> String {
+        format!("median {}, p99 {}, {} runs", unit.say(self.median()), unit.say(self.bad(unit)), self.len())
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -137,8 +142,7 @@ impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} {}", self.id, self.title)?;
         for Series { what, unit, samples } in &self.series {
-            let (median, p99) = (unit.say(samples.median()), unit.say(samples.bad(*unit)));
-            writeln!(f, "  {what}: median {median}, p99 {p99}, {} runs", samples.len())?;
+            writeln!(f, "  {what}: {}", samples.say(*unit))?;
         }
         for ratio in &self.ratios {
             writeln!(f, "  {ratio}")?;

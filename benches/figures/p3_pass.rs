@@ -64,7 +64,7 @@ pub fn next_pass(fleet: &Fleet) -> Pass {
     let seen = passes(fleet).len();
     let start = Instant::now();
     loop {
-        if let Some(pass) = passes(fleet).drain(..).nth(seen) {
+        if let Some(pass) = passes(fleet).into_iter().nth(seen) {
             return pass;
         }
         assert!(start.elapsed() < Duration::from_secs(60), "no pass; log:\n{}", fleet.host.log());

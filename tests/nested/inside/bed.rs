@@ -341,9 +341,14 @@ pub fn base_image() -> Vec<u8> {
 
 /// A VM that only waits, in the few MiB that it needs, with these lines in its spec.
 pub fn vm(name: &str, spec: &str) -> String {
+    vm_of("firecracker", "4Mi", name, spec)
+}
+
+/// The same of this VMM, with so much memory.
+pub fn vm_of(vmm: &str, memory: &str, name: &str, spec: &str) -> String {
     format!(
-        "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata:\n  name: {name}\nspec:\n  vmm: firecracker\n  \
-         memory: 4Mi\n  boot: {{kernel: {}, args: console=ttyS0}}\n  terminationGracePeriodSeconds: 0\n{spec}",
+        "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata:\n  name: {name}\nspec:\n  vmm: {vmm}\n  \
+         memory: {memory}\n  boot: {{kernel: {}, args: console=ttyS0}}\n  terminationGracePeriodSeconds: 0\n{spec}",
         guest("halt").display()
     )
 }

@@ -76,12 +76,7 @@ fn apply_all() {
     let disk = "  disks:\n    - {name: root, image: /var/lib/stead/images/base.img, mode: snapshot}\n";
     let network = "  networkInterfaces:\n    - {name: eth0}\n";
     apply("db", &bed::vm("db", &format!("{disk}{network}")));
-    let qemu = format!(
-        "apiVersion: stead.dev/v1alpha1\nkind: VirtualMachine\nmetadata:\n  name: emu\nspec:\n  vmm: qemu\n  memory: 64Mi\n  \
-         boot: {{kernel: {}, args: console=ttyS0}}\n  terminationGracePeriodSeconds: 0\n",
-        bed::guest("halt").display()
-    );
-    apply("emu", &qemu);
+    apply("emu", &bed::vm_of("qemu", "64Mi", "emu", ""));
 }
 
 const ALL: [&str; 3] = ["db", "emu", "web"];
