@@ -37,7 +37,7 @@ use crate::observed::handles::HandleCache;
 use crate::observed::process::ProcessScan;
 use crate::observed::snapshot::{Looker, Shared as SharedLook};
 use crate::observed::{Observed, ObservedVm};
-use crate::plan::{Absences, AllowPrune, Hold, Plan, VmPlan};
+use crate::plan::{Absences, AllowPrune, Plan};
 use crate::push::{self, PushError};
 use crate::service_manager::ServiceManager;
 use crate::state::{GateState, SyncState, parse_gates};
@@ -595,9 +595,8 @@ pub fn request(stead: &Stead, request: &Request) -> Result<Reply, ReconcileError
         }
         Request::Approve { digest } => {
             let plan = preview(stead, AllowPrune::default())?.plan;
-            let is_held = |plan: &VmPlan| plan.holds.iter().any(|hold| matches!(hold, Hold::PruneCap { .. }));
-            let vms = plan.vms.iter().filter(|(_, plan)| is_held(plan)).map(|(name, _)| name.clone()).collect();
-            note(requests::approve(stead, &mut stead.gates(), plan.digest.as_deref().map(|held| (held, vms)), digest))
+            let held = plan.digest.as_deref().map(|digest| (digest, plan.held().cloned().collect()));
+            note(requests::approve(stead, &mut stead.gates(), held, digest))
         }
         Request::Adopt { dir } => requests::adopt(stead, &memory, &scan, dir).0,
         Request::Gc => match collect::collect(stead, &memory) {

@@ -22,6 +22,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The VMs whose deletion the prune cap holds back.
+    pub fn held(&self) -> impl Iterator<Item = &VmName> {
+        let is_held = |vm: &VmPlan| vm.holds.iter().any(|hold| matches!(hold, Hold::PruneCap { .. }));
+        self.vms.iter().filter(move |(_, vm)| is_held(vm)).map(|(name, _)| name)
+    }
+
     /// Whether there is anything to do now.
     pub fn is_empty(&self) -> bool {
         self.vms.values().all(|vm| vm.actions.is_empty())

@@ -140,8 +140,7 @@ pub fn decide<'a>(
         // It was for another plan: should that be made again, it is asked about again. Not where one VM cannot be seen now, or
         // read: that makes another digest too.
         let is_seen = unseen.stuck == 0 && batch.iter().all(|(_, vm)| vm.unread.is_none());
-        verdicts.commit =
-            gates.approval.is_some().then(|| GateState { approval: None, ..gates.clone() }).filter(|_| is_seen);
+        verdicts.commit = (is_seen && gates.approval.is_some()).then(|| GateState { approval: None, ..gates.clone() });
     } else {
         // The whole batch is let through at once: its first deletion must not make another batch of the rest. An approval is
         // for one plan, and is used up.

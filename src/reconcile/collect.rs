@@ -30,6 +30,8 @@ const MOST_LINES: usize = 200;
 const CLAIMED: &str = ".expired";
 /// How long the disks of a deleted VM are kept.
 const TRASH_SECONDS: u64 = 7 * 24 * 60 * 60;
+/// After so long what is left of the trash waits for the next survey: one that takes longer counts as hung.
+const TRASH_BOUND: Duration = Duration::from_secs(20);
 
 /// What is being freed right now, for when that takes so long that others cannot wait for it.
 #[derive(Debug, Default)]
@@ -143,9 +145,6 @@ fn record(stead: &Stead, memory: &Memory, Collected { orphan, freed }: &Collecte
     let vm = orphan.vm.as_ref().and_then(|name| name.parse().ok());
     memory.record(stead, &Entry { vm, action: Some("collect".to_owned()), outcome: Some(outcome), ..entry });
 }
-
-/// After so long what is left of the trash waits for the next survey: one that takes longer counts as hung.
-const TRASH_BOUND: Duration = Duration::from_secs(20);
 
 /// Removes from the trash what has been there long enough, one folder of disks at least.
 pub(super) fn empty_trash(stead: &Stead, memory: &Memory) {

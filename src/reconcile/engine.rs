@@ -321,8 +321,8 @@ impl Engine {
         verdicts.of(name).cloned()
     }
 
-    /// A VM that is declared again is no longer one whose deletion was let through, or approved. Known before it has its turn: else the next
-    /// stead, which has seen nothing of this, would go on with that deletion once its manifest is gone again.
+    /// A VM that is declared again is no longer one whose deletion was let through, or approved. Known before it has its turn:
+    /// else the next stead, which has seen nothing of this, would go on with that deletion once its manifest is gone again.
     fn end_deletion(&self, name: &VmName) {
         // In a statement of its own: the lock is not held when it is taken again.
         let gates = worker::lock(&self.shared.gates).declared_again(name);
