@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::bed::{Host, Vmm, manifest};
+use crate::scratch;
 
 /// The program that stands in for a VMM, compiled at its first use.
 pub fn standin() -> &'static Path {
@@ -34,7 +35,7 @@ impl Fleet {
     /// Nothing is declared yet.
     pub fn new() -> Self {
         // Of many VMs that change at once more would wait than a prune cap lets through; none of these figures is about it.
-        let host = Host::new()
+        let host = scratch::host()
             .with_env("STEAD_FIRECRACKER", &standin().display().to_string())
             .with_env("STEAD_LOG", "stead=debug");
         Self { host, declared: 0, taps: false, never_restarted: false }

@@ -21,6 +21,7 @@ mod p4_once;
 mod p6_rest;
 mod p8_firecracker;
 mod report;
+mod scratch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -83,5 +84,6 @@ fn main() -> ExitCode {
     if let Some(folder) = args.iter().find_map(|arg| arg.strip_prefix("--write=")) {
         report::write(Path::new(folder), &figures, &curves);
     }
+    scratch::remove();
     ExitCode::SUCCESS
 }

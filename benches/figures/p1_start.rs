@@ -8,6 +8,7 @@ use crate::Size;
 use crate::fleet::{Fleet, began, monotonic_ns, standin, vm};
 use crate::floors::Floor;
 use crate::measure::{Figure, Samples, Unit};
+use crate::scratch;
 
 /// VMs that run already.
 const BESIDE: usize = 20;
@@ -18,7 +19,7 @@ pub fn take(size: Size) -> Figure {
     fleet.host.start_daemon();
     fleet.all_run();
 
-    let root = tempfile::Builder::new().prefix("stf").tempdir_in("/tmp").expect("a folder");
+    let root = scratch::folder();
     let (manifests, state) = (root.path().join("m"), root.path().join("s"));
     for folder in [&manifests, &state] {
         fs::create_dir(folder).expect("a folder");

@@ -13,6 +13,7 @@ use crate::bed::{signal, wait};
 use crate::fleet::{Fleet, standin, vm};
 use crate::floors::Floor;
 use crate::measure::{Figure, Samples, Unit};
+use crate::scratch;
 
 pub fn take(size: Size) -> Figure {
     // One death at a time, and nothing else: none that is still torn down or comes back makes its successor wait.
@@ -20,7 +21,7 @@ pub fn take(size: Size) -> Figure {
     fleet.declare(size.vms);
     fleet.host.start_daemon();
     fleet.all_run();
-    let root = tempfile::Builder::new().prefix("stf").tempdir_in("/tmp").expect("a folder");
+    let root = scratch::folder();
     let (mut ours, mut least) = (Samples::default(), Samples::default());
     for run in 0..size.runs.min(size.vms) {
         let name = vm(run);

@@ -19,6 +19,7 @@ use crate::Size;
 use crate::bed::{Host, Vmm, bed, manifest, wait};
 use crate::fleet::vm;
 use crate::measure::{Figure, Samples, Unit};
+use crate::scratch;
 
 const BURSTS: usize = 5;
 
@@ -31,11 +32,11 @@ pub fn take(size: Size) -> Figure {
 }
 
 fn starts(size: Size, figure: &mut Figure) {
-    let mut host = Host::new();
+    let mut host = scratch::host();
     host.apply("first.yaml", &manifest("first", Vmm::Firecracker));
     host.start_daemon();
     host.running("first");
-    let root = tempfile::Builder::new().prefix("stf").tempdir_in("/tmp").expect("a folder");
+    let root = scratch::folder();
     let (mut ours, mut least) = (Samples::default(), Samples::default());
     for run in 0..size.runs.min(100) {
         ours.push(until_recorded(&host, &vm(run)));
@@ -127,7 +128,7 @@ fn burst(size: Size, figure: &mut Figure) {
 
 /// So many VMs, from the daemon's exec until all are on record as running.
 fn our_burst(count: usize, limit: Option<usize>) -> Duration {
-    let mut host = Host::new();
+    let mut host = scratch::host();
     if let Some(limit) = limit {
         host.set_env("STEAD_PARALLEL_STARTS", &limit.to_string());
     }
@@ -151,7 +152,7 @@ fn rate(count: usize, time: Duration) -> f64 {
 }
 
 fn bare_burst(count: usize, threads: usize) -> Duration {
-    let root = tempfile::Builder::new().prefix("stf").tempdir_in("/tmp").expect("a folder");
+    let root = scratch::folder();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut children = Vec::new();

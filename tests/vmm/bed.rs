@@ -66,7 +66,11 @@ pub struct Life {
 impl Host {
     pub fn new() -> Self {
         // Short, since the paths of sockets are bounded.
-        let root = tempfile::Builder::new().prefix("st").tempdir_in("/tmp").unwrap();
+        Self::below(Path::new("/tmp"))
+    }
+
+    pub fn below(parent: &Path) -> Self {
+        let root = tempfile::Builder::new().prefix("st").tempdir_in(parent).unwrap();
         let host = Self { root, daemon: None, env: Vec::new(), namespace: None };
         fs::create_dir(host.manifests()).unwrap();
         host
