@@ -96,8 +96,9 @@ impl From<QemuAccel> for crate::vmm::qemu::Accel {
 
 /// Default number of VMs worked on at once: enough that a few slow ones delay nobody, few enough for a small host.
 pub const DEFAULT_PARALLEL: u16 = 16;
-/// Default of [`Settings::starting`] for each CPU.
-const STARTING_A_CPU: usize = 4;
+/// Default of [`Settings::starting`] for each CPU: about the fewest with which a burst comes up at the best rate (P8 of
+/// docs/performance.md). With more, the first guest runs later and the last one no sooner.
+const STARTING_A_CPU: usize = 8;
 
 /// Default of [`Settings::starting`] on this host.
 pub fn default_starting() -> usize {

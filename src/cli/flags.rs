@@ -97,7 +97,7 @@ pub struct Flags {
     #[arg(hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel: u16,
 
-    /// How many VMs may be starting at once [default: 4 for each CPU]
+    /// How many VMs may be starting at once [default: 8 for each CPU]
     #[arg(long, env = "STEAD_PARALLEL_STARTS", hide_env_values = true, global = true, value_name = "N")]
     #[arg(hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel_starts: Option<u16>,
