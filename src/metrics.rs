@@ -30,6 +30,8 @@ use crate::wakeups::Reason;
 
 /// How closely a full pass looked, as labels have it.
 pub const DEPTHS: [&str; 2] = ["quick", "thorough"];
+/// What a full pass spends its time on beside the turns of VMs, as labels have it: see [`Pass`].
+pub const STAGES: [&str; 2] = ["listing", "glance"];
 /// Upper bounds of the buckets of how long a full pass takes, in seconds. One VM takes a thousandth, a thousand that start half
 /// a minute.
 const PASS_BOUNDS: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
@@ -82,6 +84,28 @@ struct Tally {
 struct Passes {
     took: Histogram,
     last: Option<Timestamp>,
+    /// In the order of [`STAGES`].
+    stages: [Duration; STAGES.len()],
+    vms: u64,
+    turns: u64,
+    looks: u64,
+}
+
+/// What one full pass came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// From its beginning until the last turn ended.
+    pub took: Duration,
+    /// Of that, until the manifests and the state were listed. The first pass of a stead lists its manifests before it begins.
+    pub listing: Duration,
+    /// How long it glanced at the host, which a quick pass does while it lists.
+    pub glance: Duration,
+    /// VMs that it was about.
+    pub vms: usize,
+    /// Turns that VMs had: so many were looked at closely.
+    pub turns: usize,
+    /// Questions that the host was asked meanwhile, each of which is one system call or a few.
+    pub looks: u64,
 }
 
 /// How many took up to how long.
@@ -201,11 +225,17 @@ impl Metrics {
     }
 
     /// A full pass of this depth is through.
-    pub fn pass(&self, depth: &'static str, took: Duration, now: Timestamp) {
+    pub fn pass(&self, depth: &'static str, pass: &Pass, now: Timestamp) {
         let mut counts = self.lock();
         let passes = counts.passes.entry(depth).or_default();
-        passes.took.observe(took);
+        passes.took.observe(pass.took);
         passes.last = Some(now);
+        for (sum, stage) in passes.stages.iter_mut().zip([pass.listing, pass.glance]) {
+            *sum += stage;
+        }
+        passes.vms += pass.vms as u64;
+        passes.turns += pass.turns as u64;
+        passes.looks += pass.looks;
     }
 
     /// A full pass could not be made.

@@ -340,7 +340,7 @@ pub async fn run(stead: Stead, shutdown: impl Future<Output = ()>) -> Result<(),
     tell_of_open_sources(&stead);
     let pulse = Arc::new(Pulse::default());
     // Nobody looks on: what its turns tell of their progress is in the log.
-    let (mut engine, _) = Engine::new(stead.clone(), AllowPrune::default(), None, sources);
+    let (mut engine, _) = Engine::new(stead.clone(), true, AllowPrune::default(), None, sources);
     let mut syncs = Syncs::new(&stead, engine.metrics());
     let serve = |scraped: metrics::Listener| scraped.serve(engine.metrics(), Arc::clone(&pulse));
     let _metrics = scraped.map(serve).transpose()?;
@@ -506,7 +506,7 @@ pub async fn once(
     let give_up = tokio::time::Instant::now() + options.timeout;
     let leave_at = give_up + END_BOUND;
     let (mut engine, mut steps) =
-        Engine::new(stead.clone(), options.allow_prune, options.only.clone(), stead.sources());
+        Engine::new(stead.clone(), false, options.allow_prune, options.only.clone(), stead.sources());
     engine.settle().await;
     engine.wake_all(Reason::Startup)?;
     let mut timed_out = false;

@@ -69,6 +69,13 @@ families! {
         "How long full passes took, from the listing to the end of the last turn."
     PASS_LAST Gauge "stead_last_full_pass_timestamp_seconds" ["depth" = "`quick`, `thorough`"]
         "When the last full pass was through, in seconds since the epoch; 0 before the first."
+    PASS_STAGES Counter "stead_full_pass_stage_seconds_total" ["depth" = "`quick`, `thorough`", "stage" = "`listing`, `glance`"]
+        "Of the time that full passes took: until all was listed, and for the glance at the whole host; the rest are turns of VMs."
+    PASS_VMS Counter "stead_full_pass_vms_total" ["depth" = "`quick`, `thorough`"] "VMs that full passes were about."
+    PASS_TURNS Counter "stead_full_pass_turns_total" ["depth" = "`quick`, `thorough`"]
+        "Turns that VMs had in full passes: the others were not looked at more closely than by a glance."
+    PASS_LOOKS Counter "stead_full_pass_looks_total" ["depth" = "`quick`, `thorough`"]
+        "Questions that the host was asked while full passes were under way, each of which is one system call or a few."
     PASS_PUT_OFF Counter "stead_full_passes_put_off_total" [] "Full passes that could not be made when they were due, and were tried again."
     QUEUE_DEPTH Gauge "stead_queue_depth" [] "VMs that wait for a worker."
     WORKING Gauge "stead_vms_working" [] "VMs that a worker is busy with."

@@ -92,7 +92,10 @@ fn passes_fall_into_buckets_that_add_up() {
     let metrics = Metrics::default();
     assert!(!metrics.has_passed());
     for millis in [2, 300, 90_000] {
-        metrics.pass("quick", Duration::from_millis(millis), Timestamp::from_millisecond(1_500).unwrap());
+        let took = Duration::from_millis(millis);
+        let (listing, glance) = (took / 2, took / 4);
+        let pass = Pass { took, listing, glance, vms: 1000, turns: 3, looks: 4000 };
+        metrics.pass("quick", &pass, Timestamp::from_millisecond(1_500).unwrap());
     }
     let page = metrics.page();
     let bucket = |le| value(&page, &format!("stead_full_pass_duration_seconds_bucket{{depth=\"quick\",le=\"{le}\"}}"));
@@ -100,6 +103,12 @@ fn passes_fall_into_buckets_that_add_up() {
     assert_eq!(value(&page, "stead_full_pass_duration_seconds_sum{depth=\"quick\"}"), "90.302");
     assert_eq!(value(&page, "stead_last_full_pass_timestamp_seconds{depth=\"quick\"}"), "1.500");
     assert_eq!(value(&page, "stead_last_full_pass_timestamp_seconds{depth=\"thorough\"}"), "0");
+    let stage =
+        |stage| value(&page, &format!("stead_full_pass_stage_seconds_total{{depth=\"quick\",stage=\"{stage}\"}}"));
+    assert_eq!(["listing", "glance"].map(stage), ["45.151", "22.5755"]);
+    let of = |what, depth| value(&page, &format!("stead_full_pass_{what}_total{{depth=\"{depth}\"}}"));
+    assert_eq!(["vms", "turns", "looks"].map(|what| of(what, "quick")), ["3000", "9", "12000"]);
+    assert_eq!(["vms", "turns", "looks"].map(|what| of(what, "thorough")), ["0", "0", "0"]);
     assert!(metrics.has_passed());
 }
 
@@ -161,7 +170,7 @@ async fn a_loop_that_takes_turns_is_well_and_one_that_does_not_is_ill() {
     assert_eq!(ask(&endpoint, "/healthz").await, (200, "ok\n".to_owned()));
     let (code, why) = ask(&endpoint, "/readyz").await;
     assert!(code == 503 && why.contains("first full pass"), "{code} {why}");
-    endpoint.metrics.pass("thorough", Duration::ZERO, Timestamp::UNIX_EPOCH);
+    endpoint.metrics.pass("thorough", &Pass::default(), Timestamp::UNIX_EPOCH);
     assert_eq!(ask(&endpoint, "/readyz").await.0, 200);
     let both = tokio::join!(ask(&endpoint, "/healthz"), ask(&endpoint, "/readyz"));
     assert_eq!((both.0.0, both.1.0), (200, 200));

@@ -11,7 +11,7 @@ use std::fmt::{Display, Write};
 use jiff::Timestamp;
 
 use super::table::{self, Family, Kind};
-use super::{Counts, DEPTHS, Histogram, PASS_BOUNDS};
+use super::{Counts, DEPTHS, PASS_BOUNDS, Passes, STAGES};
 use crate::audit::Outcome;
 use crate::plan::{Action, Hold};
 use crate::status::{ConditionStatus, ConditionType, VmPhase};
@@ -105,9 +105,10 @@ impl Page {
     fn passes(&mut self, counts: &Counts) {
         let family = table::PASS_SECONDS;
         self.family(&family);
-        let none = Histogram::default();
+        let none = Passes::default();
+        let of = |depth| counts.passes.get(depth).unwrap_or(&none);
         for depth in DEPTHS {
-            let took = counts.passes.get(depth).map_or(&none, |passes| &passes.took);
+            let took = &of(depth).took;
             let label = || std::iter::once(("depth", depth));
             for (bound, count) in PASS_BOUNDS.iter().zip(took.buckets) {
                 let bound = bound.to_string();
@@ -119,9 +120,23 @@ impl Page {
         }
         self.family(&table::PASS_LAST);
         for depth in DEPTHS {
-            let last = counts.passes.get(depth).and_then(|passes| passes.last);
-            self.sample(&table::PASS_LAST, &[depth], seconds(last));
+            self.sample(&table::PASS_LAST, &[depth], seconds(of(depth).last));
         }
+        self.family(&table::PASS_STAGES);
+        for depth in DEPTHS {
+            for (stage, sum) in STAGES.into_iter().zip(of(depth).stages) {
+                self.sample(&table::PASS_STAGES, &[depth, stage], sum.as_secs_f64());
+            }
+        }
+        let mut counter = |family: &Family, counts: [u64; DEPTHS.len()]| {
+            self.family(family);
+            for (depth, count) in DEPTHS.into_iter().zip(counts) {
+                self.sample(family, &[depth], count);
+            }
+        };
+        counter(&table::PASS_VMS, DEPTHS.map(|depth| of(depth).vms));
+        counter(&table::PASS_TURNS, DEPTHS.map(|depth| of(depth).turns));
+        counter(&table::PASS_LOOKS, DEPTHS.map(|depth| of(depth).looks));
         self.one(&table::PASS_PUT_OFF, &[], counts.passes_put_off);
     }
 

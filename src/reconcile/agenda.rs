@@ -155,12 +155,13 @@ impl Agenda {
         self.unseen = recorded.iter().filter(is_unseen).cloned().collect();
     }
 
-    /// What is known of every VM that was seen.
-    pub fn known(&self) -> Vec<Known> {
+    /// What is known of every VM that was seen, for a glance that compares those at rest with it or only goes by what is on
+    /// record.
+    pub fn known(&self, compares: bool) -> Vec<Known> {
         let known = |(name, seen): (&VmName, &Seen)| Known {
             name: name.clone(),
             observed: Arc::clone(&seen.observed),
-            at_rest: self.is_at_rest(name, seen),
+            at_rest: compares && self.is_at_rest(name, seen),
         };
         self.sightings.iter().map(known).collect()
     }

@@ -75,9 +75,10 @@ pub(super) enum Event {
 }
 
 impl Engine {
-    /// An engine, and what its turns tell of their progress.
+    /// An engine, and what its turns tell of their progress. One that stays watches all VMs, also those with nothing to be done.
     pub(super) fn new(
         stead: Stead,
+        stays: bool,
         allow: AllowPrune,
         only: Option<VmName>,
         sources: Sources,
@@ -98,7 +99,7 @@ impl Engine {
         let commits = Arc::new(stead.commits());
         let engine = Self {
             commits,
-            shared: Arc::new(Shared::new(stead, gates, exits_in, looks_in)),
+            shared: Arc::new(Shared::new(stead, gates, stays, exits_in, looks_in)),
             sources,
             agenda,
             asked: BTreeMap::new(),
@@ -141,11 +142,13 @@ impl Engine {
 
     /// Wakes every VM that is declared, recorded or was seen: the pass that a stead begins with.
     pub(super) fn wake_all(&mut self, reason: Reason) -> Result<(), ReconcileError> {
-        let looks = self.stead().host.looks();
+        let only = self.agenda.only.clone();
+        if only.is_none() {
+            self.passes.begin(reason, Depth::Thorough, self.stead().host.looks());
+        }
         let recorded = self.recorded()?;
         let woken = self.agenda.wake_all(recorded, reason);
-        let Some(only) = self.agenda.only.clone() else {
-            self.passes.begin(reason, Depth::Thorough, looks);
+        let Some(only) = only else {
             self.passes.listed(woken.len(), woken);
             return Ok(());
         };
@@ -193,8 +196,10 @@ impl Engine {
 
     /// Begins the glance of the pass that is under way, if it is time for it.
     fn glance_in_time(&mut self) {
-        if self.passes.begin_glance() {
-            let glanced = self.upkeep.survey(&self.shared, Scope::Glance(self.agenda.known()));
+        if let Some(depth) = self.passes.begin_glance() {
+            // A thorough pass has just looked at each VM itself: what is left to be found is what no record names.
+            let known = self.agenda.known(depth == Depth::Quick);
+            let glanced = self.upkeep.survey(&self.shared, Scope::Glance(known));
             self.take_in_glance(glanced);
         }
     }
@@ -221,8 +226,8 @@ impl Engine {
         let glanced = self.upkeep.promote(&self.shared);
         self.take_in_glance(glanced);
         self.see_who_is_stuck();
-        if let Some((depth, took)) = self.passes.tell(self.shared.stead.host.looks()) {
-            self.shared.memory.metrics.pass(depth.word(), took, self.stead().host.now().wall);
+        if let Some((depth, pass)) = self.passes.tell(self.shared.stead.host.looks()) {
+            self.shared.memory.metrics.pass(depth.word(), &pass, self.stead().host.now().wall);
             if depth == Depth::Thorough {
                 // It looked at every VM, and let go of nearly all that it learnt: as much as is kept.
                 self.stead().host.give_back_memory();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::metrics::Pass as Told;
 use crate::names::VmName;
 use crate::wakeups::Reason;
 
@@ -99,11 +100,13 @@ impl Passes {
         }
     }
 
-    /// Whether it is time for the pass's glance at the host, which is told once: a quick pass begins with it, a thorough one
+    /// The pass's depth if it is time for its glance at the host, which is told once: a quick pass begins with it, a thorough one
     /// ends with it, when it is known of each VM what it holds.
-    pub(super) fn begin_glance(&mut self) -> bool {
+    pub(super) fn begin_glance(&mut self) -> Option<Depth> {
         let is_time = |pass: &&mut Pass| !pass.glances && (pass.depth == Depth::Quick || pass.has_had_its_turns());
-        self.under_way.as_mut().filter(is_time).map(|pass| pass.glances = true).is_some()
+        let pass = self.under_way.as_mut().filter(is_time)?;
+        pass.glances = true;
+        Some(pass.depth)
     }
 
     /// Whether a VM that one is about still waits for its turn, or has it. What comes after that looks for what nobody misses.
@@ -134,26 +137,33 @@ impl Passes {
         }
     }
 
-    /// Tells of the pass once it is through, when the host has been asked so many questions: how closely it looked, and how long
-    /// it took.
-    pub(super) fn tell(&mut self, looks: u64) -> Option<(Depth, Duration)> {
+    /// Tells of the pass once it is through, when the host has been asked so many questions: how closely it looked, and what it
+    /// took.
+    pub(super) fn tell(&mut self, looks: u64) -> Option<(Depth, Told)> {
         let is_through = |pass: &mut Pass| pass.has_had_its_turns() && pass.glance.is_some();
         let pass = self.under_way.take_if(is_through)?;
-        let took = pass.began.elapsed();
+        let told = Told {
+            took: pass.began.elapsed(),
+            listing: pass.listing.unwrap_or_default(),
+            glance: pass.glance.unwrap_or_default(),
+            vms: pass.vms,
+            turns: pass.turns,
+            looks: looks.saturating_sub(pass.looks),
+        };
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(
             reason = ?pass.reason,
             depth = %pass.depth.word(),
-            vms = pass.vms,
-            turns = pass.turns,
+            vms = told.vms,
+            turns = told.turns,
             changes = pass.changes,
-            looks = looks.saturating_sub(pass.looks),
-            listing_micros = micros(pass.listing.unwrap_or_default()),
-            glance_micros = micros(pass.glance.unwrap_or_default()),
-            micros = micros(took),
+            looks = told.looks,
+            listing_micros = micros(told.listing),
+            glance_micros = micros(told.glance),
+            micros = micros(told.took),
             "full pass"
         );
-        Some((pass.depth, took))
+        Some((pass.depth, told))
     }
 }
 
@@ -168,15 +178,18 @@ mod tests {
     #[test]
     fn a_quick_pass_glances_while_it_lists_and_ends_after_both() {
         let mut passes = Passes::default();
-        passes.begin(Reason::Resync, Depth::Quick, 0);
-        assert!(passes.begin_glance() && !passes.begin_glance(), "told once");
+        passes.begin(Reason::Resync, Depth::Quick, 40);
+        assert_eq!((passes.begin_glance(), passes.begin_glance()), (Some(Depth::Quick), None), "told once");
         passes.end_glance(Duration::from_millis(3), woken(&["db"]));
         assert!(passes.tell(0).is_none() && passes.waits_for_turns(), "nothing is listed yet");
         passes.listed(2, woken(&["web"]));
         passes.end_turn(&"web".parse().unwrap(), 0);
         assert!(passes.tell(0).is_none(), "what the glance found has its turn too");
         passes.end_turn(&"db".parse().unwrap(), 1);
-        assert_eq!(passes.tell(0).map(|(depth, _)| depth), Some(Depth::Quick));
+        let (depth, told) = passes.tell(52).unwrap();
+        assert_eq!((depth, told.vms, told.turns, told.looks), (Depth::Quick, 2, 2, 12));
+        assert_eq!(told.glance, Duration::from_millis(3));
+        assert!(told.listing <= told.took);
         assert!(passes.tell(0).is_none() && !passes.waits_for_turns());
     }
 
@@ -184,12 +197,12 @@ mod tests {
     fn a_thorough_pass_glances_last_and_one_that_lists_nothing_is_none() {
         let mut passes = Passes::default();
         passes.begin(Reason::Startup, Depth::Thorough, 0);
-        assert!(!passes.begin_glance() && passes.waits_for_turns(), "as long as nothing is listed");
+        assert!(passes.begin_glance().is_none() && passes.waits_for_turns(), "as long as nothing is listed");
         passes.begin(Reason::Resync, Depth::Thorough, 0);
         passes.listed(1, woken(&["web"]));
-        assert!(!passes.begin_glance());
+        assert_eq!(passes.begin_glance(), None);
         passes.end_turn(&"web".parse().unwrap(), 0);
-        assert!(passes.begin_glance() && !passes.waits_for_turns());
+        assert!(passes.begin_glance() == Some(Depth::Thorough) && !passes.waits_for_turns());
         assert!(passes.tell(0).is_none());
         passes.end_glance(Duration::ZERO, BTreeSet::new());
         assert_eq!(passes.tell(0).map(|(depth, _)| depth), Some(Depth::Thorough));

@@ -39,6 +39,9 @@ pub(super) struct Shared {
     pub(super) scan: ProcessScan,
     pub(super) gates: Mutex<GateState>,
     pub(super) starts: Mutex<StartLimit>,
+    /// Whether it stays when all is done, and so wants to know of every VMM that ends. A pass alone only waits for those it does
+    /// something about.
+    stays: bool,
     /// The process of each VM whose end is watched.
     watched: Mutex<BTreeMap<VmName, ProcessIdentity>>,
     exits: mpsc::UnboundedSender<VmName>,
@@ -92,6 +95,7 @@ impl Shared {
     pub(super) fn new(
         stead: Stead,
         gates: GateState,
+        stays: bool,
         exits: mpsc::UnboundedSender<VmName>,
         looks: mpsc::UnboundedSender<Box<ObservedVm>>,
     ) -> Self {
@@ -104,6 +108,7 @@ impl Shared {
         Self {
             stead,
             starts,
+            stays,
             memory: Memory::new(wake),
             scan: ProcessScan::default(),
             gates: Mutex::new(gates),
@@ -141,11 +146,13 @@ impl Shared {
             let now = self.stead.host.now();
             let policy = &self.stead.settings.policy;
             let context = Context { desired: &desired, claims: &claims, facts: &facts, policy, now: &now };
-            if tells_first_look.take() {
+            let plan = context.plan_vm(&name, observed, verdict.as_ref());
+            // Where nothing is to be done the report follows at once, and tells it as well.
+            if tells_first_look.take() && !plan.actions.is_empty() {
                 // The loop may have ended.
                 let _ = self.looks.send(Box::new(observed.clone()));
             }
-            (context.plan_vm(&name, observed, verdict.as_ref()), now)
+            (plan, now)
         };
         let mut report = self.rounds(&name, &plan_by, &actor, &progress, &mut telling);
         let waits_for_gates = is_first && report.plan.holds.iter().any(|hold| matches!(hold, Hold::PruneDelay(_)));
@@ -177,15 +184,15 @@ impl Shared {
         let mut failure = None;
         for _ in 0..MOST_ROUNDS {
             let observed = self.looker().look(name, &SharedLook::default());
-            self.watch(&observed);
             let (plan, now) = plan_by(&observed);
+            let wake = wake_after(&plan, &observed, &now);
+            let is_settled = plan.actions.is_empty() && wake.is_none();
+            self.watch(&observed, self.stays || !is_settled);
             if plan.actions.is_empty() {
-                let wake = wake_after(&plan, &observed, &now);
                 let under_way = under_way(&plan);
                 return Report { observed, plan, changes, failure, wake, under_way };
             }
             if let Some(why) = self.has_to_wait(name, &plan) {
-                let wake = wake_after(&plan, &observed, &now);
                 return Report { observed, plan, changes, failure, wake, under_way: Some(why) };
             }
             match self.carry_out(&observed, &plan, actor, progress, telling, &mut changes) {
@@ -258,8 +265,8 @@ impl Shared {
         }
     }
 
-    /// Has the kernel tell of the end of the VM's process.
-    fn watch(&self, observed: &ObservedVm) {
+    /// Remembers the VM's process and, if its end is of interest, has the kernel tell of that.
+    fn watch(&self, observed: &ObservedVm, is_of_interest: bool) {
         let Fact::Present(vmm) = &observed.process else {
             if observed.process.is_absent() {
                 lock(&self.watched).remove(&observed.name);
@@ -268,7 +275,7 @@ impl Shared {
         };
         self.memory.cache.set_process(&observed.name, vmm.clone());
         let identity = vmm.process.identity;
-        if lock(&self.watched).insert(observed.name.clone(), identity) == Some(identity) {
+        if !is_of_interest || lock(&self.watched).insert(observed.name.clone(), identity) == Some(identity) {
             return;
         }
         let (exits, name) = (self.exits.clone(), observed.name.clone());
