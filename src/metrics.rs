@@ -94,7 +94,7 @@ struct Passes {
 /// What one full pass came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pass {
-    /// From its beginning until the last turn ended.
+    /// From its beginning until its last turn and its glance had ended.
     pub took: Duration,
     /// Of that, until the manifests and the state were listed. The first pass of a stead lists its manifests before it begins.
     pub listing: Duration,
@@ -102,7 +102,7 @@ pub struct Pass {
     pub glance: Duration,
     /// VMs that it was about.
     pub vms: usize,
-    /// Turns that VMs had: so many were looked at closely.
+    /// Turns of VMs that ended, or are not waited for any more: about so many were looked at closely.
     pub turns: usize,
     /// Questions that the host was asked meanwhile, each of which is one system call or a few.
     pub looks: u64,

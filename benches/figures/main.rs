@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         floors::main(floor, &args[1..]);
         return ExitCode::SUCCESS;
     }
+    let _cleanup = scratch::Cleanup;
     let size = if args.iter().any(|arg| arg == "--quick") { QUICK } else { FULL };
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
     // Taps and bridges of these benches are in a network namespace of their own.
@@ -84,6 +85,5 @@ fn main() -> ExitCode {
     if let Some(folder) = args.iter().find_map(|arg| arg.strip_prefix("--write=")) {
         report::write(Path::new(folder), &figures, &curves);
     }
-    scratch::remove();
     ExitCode::SUCCESS
 }

@@ -42,9 +42,13 @@ pub fn host() -> Host {
     Host::below(parent())
 }
 
-/// Removes the folder that all others were in. Nothing is in it any more, or it stays.
-pub fn remove() {
-    if let Some(parent) = PARENT.get() {
-        let _ = std::fs::remove_dir(parent.path());
+/// Removes the folder that all others are in when this goes. Nothing is in it any more, or it stays.
+pub struct Cleanup;
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if let Some(parent) = PARENT.get() {
+            let _ = std::fs::remove_dir(parent.path());
+        }
     }
 }

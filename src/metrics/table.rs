@@ -66,14 +66,14 @@ families! {
     WAKEUPS Counter "stead_wakeups_total" ["reason" = "`Startup`, `Manifest`, `Exited`, `Deadline`, `Resync`, `Request`"]
         "Reasons for which VMs were looked at; those that came together lead to one look and count each."
     PASS_SECONDS Histogram "stead_full_pass_duration_seconds" ["depth" = "`quick`, `thorough`"]
-        "How long full passes took, from the listing to the end of the last turn."
+        "How long full passes took, from the listing to the end of the last turn and of the glance at the whole host."
     PASS_LAST Gauge "stead_last_full_pass_timestamp_seconds" ["depth" = "`quick`, `thorough`"]
         "When the last full pass was through, in seconds since the epoch; 0 before the first."
     PASS_STAGES Counter "stead_full_pass_stage_seconds_total" ["depth" = "`quick`, `thorough`", "stage" = "`listing`, `glance`"]
-        "Of the time that full passes took: until all was listed, and for the glance at the whole host; the rest are turns of VMs."
+        "Of the time that full passes took: until all was listed, and for the glance at the whole host, which a quick one makes meanwhile."
     PASS_VMS Counter "stead_full_pass_vms_total" ["depth" = "`quick`, `thorough`"] "VMs that full passes were about."
     PASS_TURNS Counter "stead_full_pass_turns_total" ["depth" = "`quick`, `thorough`"]
-        "Turns that VMs had in full passes: the others were not looked at more closely than by a glance."
+        "Turns of VMs in full passes: the others were not looked at more closely than by a glance."
     PASS_LOOKS Counter "stead_full_pass_looks_total" ["depth" = "`quick`, `thorough`"]
         "Questions that the host was asked while full passes were under way, each of which is one system call or a few."
     PASS_PUT_OFF Counter "stead_full_passes_put_off_total" [] "Full passes that could not be made when they were due, and were tried again."

@@ -23,14 +23,14 @@ pub struct Known {
     pub name: VmName,
     /// What existed of it.
     pub observed: Arc<ObservedVm>,
-    /// Whether there was nothing to do about it and nothing to wait for.
-    pub at_rest: bool,
+    /// Whether the glance compares it with what there is: where nothing is to be done about it or waited for, nobody else does.
+    pub is_compared: bool,
 }
 
 /// What a glance found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Glance {
-    /// The VMs among those at rest that differ from what was seen of them.
+    /// The VMs among those compared that differ from what was seen of them.
     pub changed: BTreeSet<VmName>,
     /// Whether there are objects with this state's tag that no record of a known VM names.
     pub has_unaccounted: bool,
@@ -45,8 +45,8 @@ impl Looker<'_> {
         let dumps = self.dumps()?;
         let changed = {
             let objects = Objects::of(&dumps);
-            let at_rest = known.iter().filter(|known| known.at_rest);
-            let changed = at_rest.filter(|known| {
+            let compared = known.iter().filter(|known| known.is_compared);
+            let changed = compared.filter(|known| {
                 let observed = &known.observed;
                 !(objects.are_as_in(observed) && self.lives(observed) && self.files_are_as_in(observed, log_limit))
             });

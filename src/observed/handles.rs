@@ -40,13 +40,9 @@ impl HandleCache {
         self.lock().get(name).cloned().unwrap_or_default()
     }
 
-    /// Remembers a proven process; true when it was not the one known, so that its end is to be watched.
-    pub fn set_process(&self, name: &VmName, process: VmmProcess) -> bool {
-        let mut all = self.lock();
-        let cached = all.entry(name.clone()).or_default();
-        let new = cached.process.as_ref() != Some(&process);
-        cached.process = Some(process);
-        new
+    /// Remembers a proven process.
+    pub fn set_process(&self, name: &VmName, process: VmmProcess) {
+        self.lock().entry(name.clone()).or_default().process = Some(process);
     }
 
     /// Remembers why a start failed, until the ledger says so.

@@ -138,7 +138,7 @@ impl Agenda {
         names
     }
 
-    /// The same, but for VMs for which a glance will do: those that [`Agenda::known`] says are at rest.
+    /// The same, but for VMs for which a glance will do: those at rest, which [`Agenda::known`] has compared.
     pub fn wake_restless(&mut self, recorded: &BTreeSet<VmName>, reason: Reason) -> BTreeSet<VmName> {
         self.note_unseen(recorded);
         let restless = self.sightings.iter().filter(|(name, seen)| !self.is_at_rest(name, seen)).map(|(name, _)| name);
@@ -155,13 +155,12 @@ impl Agenda {
         self.unseen = recorded.iter().filter(is_unseen).cloned().collect();
     }
 
-    /// What is known of every VM that was seen, for a glance that compares those at rest with it or only goes by what is on
-    /// record.
+    /// What is known of every VM that was seen, for a glance that compares those at rest, or none.
     pub fn known(&self, compares: bool) -> Vec<Known> {
         let known = |(name, seen): (&VmName, &Seen)| Known {
             name: name.clone(),
             observed: Arc::clone(&seen.observed),
-            at_rest: compares && self.is_at_rest(name, seen),
+            is_compared: compares && self.is_at_rest(name, seen),
         };
         self.sightings.iter().map(known).collect()
     }

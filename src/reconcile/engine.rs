@@ -75,7 +75,8 @@ pub(super) enum Event {
 }
 
 impl Engine {
-    /// An engine, and what its turns tell of their progress. One that stays watches all VMs, also those with nothing to be done.
+    /// An engine, and what its turns tell of their progress. One that stays watches every VM, another only those that something
+    /// is done about or waited for.
     pub(super) fn new(
         stead: Stead,
         stays: bool,

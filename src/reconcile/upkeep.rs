@@ -88,10 +88,10 @@ pub(super) struct News {
 
 impl Scope {
     /// The VMs that nobody looks at if the glance at them is not made.
-    fn at_rest(&self) -> Option<BTreeSet<VmName>> {
+    fn compared(&self) -> Option<BTreeSet<VmName>> {
         match self {
             Self::Orphans => None,
-            Self::Glance(known) => Some(at_rest(known)),
+            Self::Glance(known) => Some(compared(known)),
         }
     }
 }
@@ -111,9 +111,9 @@ impl Upkeep {
     /// hangs, no glance is made: each VM at rest is to be looked at instead.
     pub(super) fn survey(&mut self, shared: &Arc<Shared>, scope: Scope) -> Option<Glanced> {
         if self.hangs
-            && let Some(at_rest) = scope.at_rest()
+            && let Some(compared) = scope.compared()
         {
-            return Some((Duration::ZERO, at_rest));
+            return Some((Duration::ZERO, compared));
         }
         if self.under_way != UnderWay::Nothing {
             // One that glances looks for orphans too.
@@ -124,7 +124,7 @@ impl Upkeep {
         }
         self.under_way = UnderWay::Survey;
         self.overdue = Some(Instant::now() + OVERDUE);
-        self.glanced_at = scope.at_rest();
+        self.glanced_at = scope.compared();
         self.next = None;
         let (shared, host) = (Arc::clone(shared), &*shared.stead.host);
         worker::begin(&mut self.jobs, host, move || {
@@ -198,9 +198,9 @@ impl Upkeep {
         tracing::warn!("{} has hung for {OVERDUE:?}; the VMs go on without it", self.under_way.what_hangs());
         self.refuse_for_what_hangs();
         let waiting = self.next_survey.take_if(|scope| matches!(scope, Scope::Glance(_)));
-        // The one that waits is of a later pass, and knows better who is at rest.
-        let at_rest = waiting.and_then(|scope| scope.at_rest()).or(self.glanced_at.take());
-        Some((OVERDUE, at_rest?))
+        // The one that waits is of a later pass, and knows better whom nobody else looks at.
+        let compared = waiting.and_then(|scope| scope.compared()).or(self.glanced_at.take());
+        Some((OVERDUE, compared?))
     }
 
     /// Whether a one-shot pass has to wait for it.
@@ -317,7 +317,7 @@ fn glance(shared: &Shared, known: &[Known]) -> Surveyed {
     let took = began.elapsed();
     let glance = glance.unwrap_or_else(|error| {
         tracing::warn!("a glance at the host: {error}; each VM is looked at instead");
-        Glance { changed: at_rest(known), has_unaccounted: true }
+        Glance { changed: compared(known), has_unaccounted: true }
     });
     let orphans = if glance.has_unaccounted {
         collect::survey(&shared.stead, &shared.memory)
@@ -327,8 +327,8 @@ fn glance(shared: &Shared, known: &[Known]) -> Surveyed {
     Surveyed { glance: Some((took, glance.changed)), orphans }
 }
 
-fn at_rest(known: &[Known]) -> BTreeSet<VmName> {
-    known.iter().filter(|known| known.at_rest).map(|known| known.name.clone()).collect()
+fn compared(known: &[Known]) -> BTreeSet<VmName> {
+    known.iter().filter(|known| known.is_compared).map(|known| known.name.clone()).collect()
 }
 
 /// Comes when one of those who wait for a reply has gone away; never while none has.

@@ -60,7 +60,7 @@ pub(super) struct Turn {
     pub(super) is_first: bool,
     /// Who uses which image.
     pub(super) claims: Claims,
-    /// Whether others wait to hear what it holds: told as soon as it was looked at, since its turn may take long.
+    /// Whether others wait to hear what it holds: told before anything is done or written, which may take long.
     pub(super) tells_first_look: bool,
     pub(super) requests: Vec<(Request, oneshot::Sender<Reply>)>,
     /// Which commit of each git source it goes by.
@@ -142,15 +142,20 @@ impl Shared {
         let mut telling = Telling::new(self, &name, &desired, commits);
         let claims = Box::new(claims);
         let tells_first_look = Cell::new(tells_first_look);
+        // Of a VM about which nothing is done, told or written the report follows at once, and tells it as well.
+        let tell_first_look = |observed: &ObservedVm| {
+            if tells_first_look.take() {
+                // The loop may have ended.
+                let _ = self.looks.send(Box::new(observed.clone()));
+            }
+        };
         let plan_by = |observed: &ObservedVm| {
             let now = self.stead.host.now();
             let policy = &self.stead.settings.policy;
             let context = Context { desired: &desired, claims: &claims, facts: &facts, policy, now: &now };
             let plan = context.plan_vm(&name, observed, verdict.as_ref());
-            // Where nothing is to be done the report follows at once, and tells it as well.
-            if tells_first_look.take() && !plan.actions.is_empty() {
-                // The loop may have ended.
-                let _ = self.looks.send(Box::new(observed.clone()));
+            if !plan.actions.is_empty() {
+                tell_first_look(observed);
             }
             (plan, now)
         };
@@ -165,10 +170,13 @@ impl Shared {
             }
         }
         let previous = self.previous_status(&name);
+        if !(report.plan.holds.is_empty() && telling.is_silent()) {
+            tell_first_look(&report.observed);
+        }
         // Said again only when it changes, also by the next of the passes that cron makes.
         let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);
         tell_holds(&report, held_before, &mut telling);
-        self.publish(&report, &facts, previous.as_ref(), telling.into_events());
+        self.publish(&report, &facts, previous.as_ref(), telling.into_events(), &tell_first_look);
         report
     }
 
@@ -310,13 +318,14 @@ impl Shared {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Writes status.json, when it says anything new.
+    /// Writes status.json, when it says anything new, once whoever waits to hear what the VM holds was told.
     fn publish(
         &self,
         report: &Report,
         facts: &dyn Deref<Target = HostFacts>,
         previous: Option<&Status>,
         events: Vec<NewEvent>,
+        tell_first_look: &dyn Fn(&ObservedVm),
     ) {
         let observed = &report.observed;
         let name = &observed.name;
@@ -345,6 +354,7 @@ impl Shared {
         let status = status::compute(previous, &input, events, &now);
         metrics.vm(&self.memory.tallies, &status, &report.plan);
         if previous != Some(&status) {
+            tell_first_look(observed);
             let folder = self.stead.layout.vm_dir(name);
             let write = || {
                 self.stead.host.make_folder(&folder)?;

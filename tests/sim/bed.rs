@@ -52,6 +52,8 @@ pub struct Pass {
     pub effects: Vec<Effect>,
     /// How many looks there were that can fail.
     pub looks: usize,
+    /// The pids of those whose end it watched when it ended.
+    pub watched: Vec<i32>,
 }
 
 impl Bed {
@@ -166,6 +168,7 @@ impl Bed {
             self.machine.stop_clock();
             outcome
         });
+        let watched = self.machine.watched();
         // What had begun comes to its end, and does nothing any more.
         drop(runtime);
         if host.is_cut() {
@@ -173,7 +176,9 @@ impl Bed {
         }
         // It may have been killed by the very last thing it did.
         let outcome = outcome.filter(|_| !host.is_dead());
-        Pass { outcome, effects: host.effects(), looks: host.looks() }
+        // The process ends, and what it watched is watched no more.
+        host.die();
+        Pass { outcome, effects: host.effects(), looks: host.looks(), watched }
     }
 
     /// A command that acts, with nobody disturbing it.

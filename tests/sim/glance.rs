@@ -72,6 +72,22 @@ fn a_quick_pass_takes_a_few_looks_a_vm_and_the_sixth_looks_closely() {
     }
 }
 
+#[test]
+fn a_pass_alone_watches_those_only_that_it_does_something_about_and_a_daemon_all() {
+    let bed = Bed::new(0);
+    declare(&bed, 2);
+    bed.converge("they run");
+    let at_rest = bed.machine.vmms();
+    assert_eq!((at_rest.len(), bed.pass(&Faults::default()).watched), (2, vec![]));
+    bed.apply("new.yaml", &vm(&bed, "new", ""));
+    let watched = bed.pass(&Faults::default()).watched;
+    assert!(watched.len() == 1 && !at_rest.contains(&watched[0]), "{watched:?}");
+    daemon(&bed, async |_| {
+        tokio::time::sleep(INTERVAL / 2).await;
+        assert_eq!(bed.machine.watched(), bed.machine.vmms());
+    });
+}
+
 fn is_json(bed: &Bed, path: &Path) -> bool {
     bed.machine.read(path).is_some_and(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).is_ok())
 }

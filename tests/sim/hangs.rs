@@ -252,6 +252,35 @@ async fn ask(bed: &Bed, request: Request) -> Reply {
 }
 
 #[test]
+fn what_a_vm_holds_is_known_while_what_is_told_of_it_hangs() {
+    let with_disk = |bed: &Bed, name: &str| {
+        let base = bed.file("base.img").display().to_string();
+        bed.apply(&format!("{name}.yaml"), &vm(bed, name, &DISKS.replace("BASE", &base)));
+    };
+    let begin = || {
+        let bed = Bed::new(0);
+        with_disk(&bed, "vm0");
+        bed.converge("it runs");
+        bed.machine.lose(&bed.layout.status(&"vm0".parse().unwrap()));
+        bed
+    };
+    let is_status = |effect: &Effect| effect.on.ends_with("vm0/status.json");
+    let at = begin().pass(&Faults::default()).effects.iter().position(is_status).unwrap();
+    let bed = begin();
+    let ((), effect) = live(&bed, at + 1, 4, async |stead, host| {
+        daemon(stead, async {
+            assert!(until(BOUND, || host.hung().is_some()).await);
+            // Of the same image, of which nobody could know before the look at the other how it uses that.
+            with_disk(&bed, "vm1");
+            assert!(until(BOUND, || bed.machine.lives_of_vms().len() == 2).await, "it waits for a look at the other");
+        })
+        .await;
+    });
+    assert!(effect.is_some_and(|effect| is_status(&effect)));
+    bed.no_rule_is_broken("a status that hung");
+}
+
+#[test]
 fn who_asks_for_a_moment_in_which_nobody_works_is_refused_while_a_vm_hangs_and_delays_nobody() {
     let scenario = of_vms().find(|scenario| scenario.name == "start").unwrap();
     let (_, end) = undisturbed(&scenario);

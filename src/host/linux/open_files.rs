@@ -25,8 +25,9 @@ pub(super) fn allow_most() {
 }
 
 /// Has the kernel make its table of this process's open files large at once. It would begin with 64 and double it each time it
-/// is full, and in a process with several threads each time lets all of them wait for an RCU grace period, which takes ten
-/// milliseconds (`expand_fdtable` in fs/file.c): among a thousand VMs a quarter of the first pass. The table never shrinks.
+/// is full, and in a process with several threads each time lets whoever opens a file wait for an RCU grace period, which takes
+/// ten milliseconds (`expand_fdtable` in fs/file.c): among a thousand VMs a quarter of the first pass. Here there are no other
+/// threads yet, and nothing to wait for. The table never shrinks.
 fn make_room() {
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let last = i32::try_from(ROOM.min(most).saturating_sub(1)).unwrap_or(i32::MAX);

@@ -134,6 +134,11 @@ impl Machine {
         world.processes.iter().filter(|(_, process)| process.vmm.is_some()).map(|(pid, _)| *pid).collect()
     }
 
+    /// The pids of those whose end somebody watches.
+    pub fn watched(&self) -> Vec<i32> {
+        self.world().watched()
+    }
+
     /// The id argument of a VMM.
     pub fn process_id(&self, pid: i32) -> Option<String> {
         self.world()

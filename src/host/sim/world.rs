@@ -420,6 +420,11 @@ impl World {
         }
     }
 
+    /// The pids of those whose end somebody watches.
+    pub(super) fn watched(&self) -> Vec<i32> {
+        self.processes.iter().filter(|(_, process)| !process.watchers.is_empty()).map(|(pid, _)| *pid).collect()
+    }
+
     /// Whoever watched forgets it: stead died.
     pub(super) fn drop_watchers(&mut self) {
         for process in self.processes.values_mut() {
