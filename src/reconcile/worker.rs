@@ -141,10 +141,10 @@ impl Shared {
         let actor = self.stead.actor(&self.memory, &facts);
         let mut telling = Telling::new(self, &name, &desired, commits);
         let claims = Box::new(claims);
-        let tells_first_look = Cell::new(tells_first_look);
+        let is_unannounced = Cell::new(tells_first_look);
         // Of a VM about which nothing is done, told or written the report follows at once, and tells it as well.
-        let tell_first_look = |observed: &ObservedVm| {
-            if tells_first_look.take() {
+        let announce = |observed: &ObservedVm| {
+            if is_unannounced.take() {
                 // The loop may have ended.
                 let _ = self.looks.send(Box::new(observed.clone()));
             }
@@ -155,7 +155,7 @@ impl Shared {
             let context = Context { desired: &desired, claims: &claims, facts: &facts, policy, now: &now };
             let plan = context.plan_vm(&name, observed, verdict.as_ref());
             if !plan.actions.is_empty() {
-                tell_first_look(observed);
+                announce(observed);
             }
             (plan, now)
         };
@@ -171,12 +171,12 @@ impl Shared {
         }
         let previous = self.previous_status(&name);
         if !(report.plan.holds.is_empty() && telling.is_silent()) {
-            tell_first_look(&report.observed);
+            announce(&report.observed);
         }
         // Said again only when it changes, also by the next of the passes that cron makes.
         let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);
         tell_holds(&report, held_before, &mut telling);
-        self.publish(&report, &facts, previous.as_ref(), telling.into_events(), &tell_first_look);
+        self.publish(&report, &facts, previous.as_ref(), telling.into_events(), &announce);
         report
     }
 
@@ -325,7 +325,7 @@ impl Shared {
         facts: &dyn Deref<Target = HostFacts>,
         previous: Option<&Status>,
         events: Vec<NewEvent>,
-        tell_first_look: &dyn Fn(&ObservedVm),
+        announce: &dyn Fn(&ObservedVm),
     ) {
         let observed = &report.observed;
         let name = &observed.name;
@@ -354,7 +354,7 @@ impl Shared {
         let status = status::compute(previous, &input, events, &now);
         metrics.vm(&self.memory.tallies, &status, &report.plan);
         if previous != Some(&status) {
-            tell_first_look(observed);
+            announce(observed);
             let folder = self.stead.layout.vm_dir(name);
             let write = || {
                 self.stead.host.make_folder(&folder)?;
