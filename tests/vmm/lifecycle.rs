@@ -1,8 +1,9 @@
 //! From a manifest to a guest and back.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use crate::bed::{Host, Vmm, bed, manifest, wait};
+use crate::bed::{Host, Vmm, bed, is_alive, manifest, wait};
 
 fn a_vm_follows_its_manifest(vmm: Vmm) {
     let mut host = Host::new();
@@ -156,4 +157,24 @@ fn the_samples_run_as_they_are() {
         host.running(name);
     }
     host.console_shows("scratch", "GUEST DISK vda sectors=131072 ro=0");
+}
+
+#[test]
+fn a_pass_goes_on_as_soon_as_a_vmm_that_it_stops_has_ended() {
+    let host = Host::new();
+    let text = manifest("web", Vmm::Firecracker);
+    let stop = || {
+        host.apply("web.yaml", &text);
+        host.once(0);
+        let life = host.running("web");
+        host.apply("web.yaml", &format!("{text}  powerState: Stopped\n"));
+        let start = Instant::now();
+        host.once(0);
+        let took = start.elapsed();
+        assert!(!is_alive(life.pid));
+        took
+    };
+    // The guest ends within milliseconds; whoever is not told of it asks again after a second. On a busy machine one may be slow.
+    let took = [stop(), stop(), stop()];
+    assert!(took.iter().any(|took| *took < Duration::from_secs(1)), "{took:?}");
 }
