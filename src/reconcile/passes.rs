@@ -1,8 +1,8 @@
 //! Full passes: the net under all events. What each costs is told in the log.
 //!
 //! A thorough pass looks at every VM. A quick one looks at those that something is to be done about, and glances at all
-//! others (`observed::glance`), which takes a hundredth of the time; a thorough one ends with a glance for what no record names. The first pass is thorough, and so is each that a person
-//! asks for and every sixth of the others.
+//! others (`observed::glance`), which takes a hundredth of the time; a thorough one ends with a glance for what no record names.
+//! The first pass is thorough, and so is each that a person asks for and every sixth of the others.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

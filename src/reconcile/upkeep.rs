@@ -108,7 +108,7 @@ impl UnderWay {
 
 impl Upkeep {
     /// Looks for what has changed by itself, and empties the trash of what is past its time. Where that has to wait for what
-    /// hangs, no glance is made: each VM at rest is to be looked at instead.
+    /// hangs, no glance is made: each VM that it would have compared is to be looked at instead.
     pub(super) fn survey(&mut self, shared: &Arc<Shared>, scope: Scope) -> Option<Glanced> {
         if self.hangs
             && let Some(compared) = scope.compared()

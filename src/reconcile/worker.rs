@@ -170,12 +170,13 @@ impl Shared {
             }
         }
         let previous = self.previous_status(&name);
-        if !(report.plan.holds.is_empty() && telling.is_silent()) {
-            announce(&report.observed);
-        }
         // Said again only when it changes, also by the next of the passes that cron makes.
         let held_before = previous.as_ref().map_or(&[][..], |status| &status.holds);
-        tell_holds(&report, held_before, &mut telling);
+        let held = status::holds_of(&report.plan);
+        if held != held_before {
+            announce(&report.observed);
+            tell_holds(&held, held_before, report.changes, &mut telling);
+        }
         self.publish(&report, &facts, previous.as_ref(), telling.into_events(), &announce);
         report
     }
@@ -372,13 +373,12 @@ pub(super) fn is_to_start(plan: &VmPlan) -> bool {
     matches!(plan.actions.first(), Some(Action::Start { .. }))
 }
 
-/// Says what holds the VM back, when that changed.
-fn tell_holds(report: &Report, before: &[String], telling: &mut Telling<'_>) {
-    let held = status::holds_of(&report.plan);
+/// Says what holds the VM back, which changed.
+fn tell_holds(held: &[String], before: &[String], changes: usize, telling: &mut Telling<'_>) {
     for hold in held.iter().filter(|hold| !before.contains(hold)) {
         telling.held(hold);
     }
-    if held.is_empty() && !before.is_empty() && report.changes == 0 {
+    if held.is_empty() && !before.is_empty() && changes == 0 {
         telling.released();
     }
 }

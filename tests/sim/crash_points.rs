@@ -26,6 +26,12 @@ pub struct Scenario {
 pub const DISKS: &str = "  disks: [{name: root, image: BASE, mode: snapshot, size: 16Mi}]\n  networkInterfaces: [{name: eth0, \
                      bridge: br0}]\n";
 
+/// Declares a VM with a snapshot of the image that all share, and a tap.
+pub fn declare_with_disk(bed: &Bed, name: &str) {
+    let base = bed.file("base.img").display().to_string();
+    bed.apply(&format!("{name}.yaml"), &vm(bed, name, &DISKS.replace("BASE", &base)));
+}
+
 /// VMs of all kinds: with a snapshot and a tap, with a copy, with a disk of the user's own, with nothing, and QEMU.
 fn declare(bed: &Bed, count: usize) {
     let base = bed.file("base.img").display().to_string();

@@ -8,7 +8,7 @@ use stead::host::sim::Faults;
 use stead::reconcile::run;
 
 use crate::bed::{Bed, runtime, vm};
-use crate::crash_points::DISKS;
+use crate::crash_points::declare_with_disk;
 
 /// Between two full passes, with the jitter.
 const INTERVAL: Duration = Duration::from_secs(661);
@@ -18,10 +18,8 @@ const LOOKS: usize = 8;
 const LOOKS_A_VM: usize = 3;
 
 fn declare(bed: &Bed, vms: usize) {
-    let base = bed.file("base.img").display().to_string();
     for index in 0..vms {
-        let name = format!("vm{index}");
-        bed.apply(&format!("{name}.yaml"), &vm(bed, &name, &DISKS.replace("BASE", &base)));
+        declare_with_disk(bed, &format!("vm{index}"));
     }
 }
 

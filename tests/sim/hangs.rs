@@ -18,7 +18,7 @@ use stead::plan::AllowPrune;
 use stead::reconcile::{OnceOptions, Outcome, Stead, once, run};
 
 use crate::bed::{Bed, runtime, vm};
-use crate::crash_points::{DISKS, Scenario, begin, scenarios, undisturbed};
+use crate::crash_points::{DISKS, Scenario, begin, declare_with_disk, scenarios, undisturbed};
 
 /// How far the clock goes in a step, and how long that takes.
 const STEP: (Duration, Duration) = (Duration::from_millis(50), Duration::from_micros(150));
@@ -253,13 +253,9 @@ async fn ask(bed: &Bed, request: Request) -> Reply {
 
 #[test]
 fn what_a_vm_holds_is_known_while_what_is_told_of_it_hangs() {
-    let with_disk = |bed: &Bed, name: &str| {
-        let base = bed.file("base.img").display().to_string();
-        bed.apply(&format!("{name}.yaml"), &vm(bed, name, &DISKS.replace("BASE", &base)));
-    };
     let begin = || {
         let bed = Bed::new(0);
-        with_disk(&bed, "vm0");
+        declare_with_disk(&bed, "vm0");
         bed.converge("it runs");
         bed.machine.lose(&bed.layout.status(&"vm0".parse().unwrap()));
         bed
@@ -271,7 +267,7 @@ fn what_a_vm_holds_is_known_while_what_is_told_of_it_hangs() {
         daemon(stead, async {
             assert!(until(BOUND, || host.hung().is_some()).await);
             // Of the same image, of which nobody could know before the look at the other how it uses that.
-            with_disk(&bed, "vm1");
+            declare_with_disk(&bed, "vm1");
             assert!(until(BOUND, || bed.machine.lives_of_vms().len() == 2).await, "it waits for a look at the other");
         })
         .await;

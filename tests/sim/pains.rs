@@ -9,7 +9,7 @@ use stead::control::{Reply, Request};
 use stead::host::sim::{Fault, Faults, Moment};
 
 use crate::bed::{Bed, vm};
-use crate::crash_points::{DISKS, Scenario, begin, scenarios, undisturbed};
+use crate::crash_points::{Scenario, begin, declare_with_disk, scenarios, undisturbed};
 
 /// Longer than any back-off.
 const LATER: Duration = Duration::from_secs(400);
@@ -18,8 +18,7 @@ const DYING: Duration = Duration::from_secs(100_000);
 
 /// Two VMs, one of which has something of every kind.
 fn declare(bed: &Bed) {
-    let base = bed.file("base.img").display().to_string();
-    bed.apply("vm0.yaml", &vm(bed, "vm0", &DISKS.replace("BASE", &base)));
+    declare_with_disk(bed, "vm0");
     bed.apply("vm1.yaml", &vm(bed, "vm1", "  networkInterfaces: [{name: eth0}]\n"));
 }
 
